@@ -1,0 +1,131 @@
+"""The letter table: what each shape letter means, how it is laid over a mesh, which letters each
+parameter has, and how each parameter is initialised and decayed.
+
+Initialisation, weight decay, sharding, counts and checks all read the tables of this file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+
+from transformer.errors import UserError, nearest
+
+MESH_AXES = {
+  'data': 'batches',
+  'fsdp': 'batches, and parameters along d_model',
+  'tensor': 'heads, FFN hidden units and vocabulary',
+}
+
+
+@dataclass(frozen=True)
+class Letter:
+  """A dimension: its meaning, and the mesh axes that may share it out."""
+
+  meaning: str
+  activation: tuple[str, ...] = ()
+  parameter: tuple[str, ...] = ()
+
+
+LETTERS = {
+  'B': Letter('batch, sequences', activation=('data', 'fsdp')),
+  'T': Letter('query tokens'),
+  'S': Letter('key tokens'),
+  'D': Letter('d_model', parameter=('fsdp',)),
+  'F': Letter('d_ff, FFN hidden units', ('tensor',), ('tensor',)),
+  'N': Letter('attention heads', ('tensor',), ('tensor',)),
+  'H': Letter('head width'),
+  'V': Letter('vocabulary', ('tensor',), ('tensor',)),
+  'L': Letter('layers'),
+}
+
+
+@dataclass(frozen=True)
+class Param:
+  """One kind of parameter.
+
+  letters: its dimensions; under `layers/` a leading L is added.
+  fan_in: the letters a product contracts; the initial standard deviation is 1/√(their sizes).
+  init: 'normal' (scaled by fan_in), 'zeros' or 'ones'.
+  residual: writes into the residual stream; the initial deviation is divided by √(2 · layers)
+    (Radford et al. 2019, §2.3).
+  decay: whether weight decay applies.
+  """
+
+  letters: str
+  fan_in: str = ''
+  init: str = 'normal'
+  residual: bool = False
+  decay: bool = True
+
+
+PARAMS = {  # pattern of the last two names of a path -> rule; exactly one must match
+  r'embed/table': Param('VD', 'D'),
+  r'positions/table': Param('TD', 'D'),
+  r'attention/(query|key|value)': Param('DNH', 'D'),
+  r'attention/out': Param('NHD', 'NH', residual=True),
+  r'attention/(query|key|value)_bias': Param('NH', init='zeros', decay=False),
+  r'attention/out_bias': Param('D', init='zeros', decay=False),
+  r'ffn/(up|gate)': Param('DF', 'D'),
+  r'ffn/down': Param('FD', 'F', residual=True),
+  r'ffn/(up|gate)_bias': Param('F', init='zeros', decay=False),
+  r'ffn/down_bias': Param('D', init='zeros', decay=False),
+  r'\w*norm/scale': Param('D', init='ones', decay=False),
+  r'\w*norm/bias': Param('D', init='zeros', decay=False),
+}
+
+
+def param(path: str) -> Param:
+  """The one rule for a parameter path such as 'layers/ffn/up'.
+
+  Raises KeyError if no rule or more than one matches: a parameter must never be decayed,
+  initialised or sharded by accident.
+  """
+  tail = '/'.join(path.split('/')[-2:])
+  found = [rule for pattern, rule in PARAMS.items() if re.fullmatch(pattern, tail)]
+  if len(found) != 1:
+    raise KeyError(f'{len(found)} rules in axes.PARAMS match {path!r}; there must be one')
+  return found[0]
+
+
+def letters(path: str) -> str:
+  """The letters of a parameter's dimensions, the layer axis included."""
+  return ('L' if path.startswith('layers/') else '') + param(path).letters
+
+
+def partition(
+  dims: str, shape: tuple[int, ...], mesh: dict[str, int], parameter: bool
+) -> tuple[tuple[str, ...] | None, ...]:
+  """Which mesh axes share out each dimension of an array with letters `dims`.
+
+  Each axis serves one dimension at most; an axis whose size does not divide what is left of a
+  dimension is not used for it.
+  """
+  used: set[str] = set()
+  out = []
+  for letter, size in zip(dims, shape, strict=True):
+    rule = LETTERS[letter]
+    taken: list[str] = []
+    for axis in rule.parameter if parameter else rule.activation:
+      parts = prod(mesh[a] for a in taken) * mesh.get(axis, 1)
+      if axis in mesh and axis not in used and size % parts == 0:
+        taken.append(axis)
+    used.update(taken)
+    out.append(tuple(taken) or None)
+  return tuple(out)
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+  """'data:4,fsdp:2' -> {'data': 4, 'fsdp': 2}; empty -> {}."""
+  mesh = {}
+  for part in filter(None, text.replace(' ', '').split(',')):
+    name, _, size = part.partition(':')
+    if name not in MESH_AXES:
+      raise UserError(f'--parallel.mesh={text}: no axis {name!r}{nearest(name, MESH_AXES)}')
+    if name in mesh:
+      raise UserError(f'--parallel.mesh={text}: axis {name} is given twice')
+    if not size.isdigit() or int(size) < 1:
+      raise UserError(f'--parallel.mesh={text}: {part!r} should be axis:size, as in data:4')
+    mesh[name] = int(size)
+  return mesh

@@ -1,0 +1,202 @@
+"""Every setting of a run, declared once: type, default, range, help and what it touches.
+
+Flags, JSON, help, the program key and the hash all come from these declarations.
+
+A setting is one of three kinds:
+  static: it changes array shapes or the graph, so another value is another compiled program;
+  traced: it changes the result but not the program (rates, seeds, data, lengths of runs);
+  free:   it changes neither (placement, logging, launch).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformer import spec
+from transformer.errors import UserError, nearest
+
+
+def setting(
+  default: Any,
+  help: str,
+  *,
+  kind: str = 'static',
+  low: float | None = None,
+  high: float | None = None,
+  choices: tuple[str, ...] | None = None,
+) -> Any:
+  """A dataclass field that is also a flag."""
+  metadata = dict(help=help, kind=kind, low=low, high=high, choices=choices)
+  return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+  """The Transformer around the feed-forward network."""
+
+  architecture: str = setting('decoder', 'which Transformer', choices=('decoder',))
+  d_model: int = setting(256, 'width of the residual stream', low=1)
+  num_layers: int = setting(6, 'number of blocks', low=1)
+  num_heads: int = setting(4, 'attention heads', low=1)
+  head_dim: int = setting(0, 'width of a head; 0: d_model / num_heads', low=0)
+  vocab_size: int = setting(0, "vocabulary; 0: the tokenizer's", low=0)
+  positions: str = setting('rotary', 'how positions enter')
+  norm: str = setting('rmsnorm', 'normalisation before attention, FFN and logits')
+  bias: bool = setting(False, 'biases in the attention projections')
+  dropout: float = setting(0.0, 'dropout of embedding and residual branches', low=0.0, high=0.95)
+  dtype: str = setting(
+    'float32',
+    'compute type; parameters and optimizer state stay float32',
+    choices=('float32', 'bfloat16'),
+  )
+  unroll: bool = setting(False, 'unroll the loop over layers (speed only)', kind='free')
+
+
+@dataclass(frozen=True)
+class FFNConfig:
+  """The position-wise feed-forward network."""
+
+  ratio: float = setting(4.0, 'd_ff / d_model, when d_ff is 0', low=1e-9)
+  d_ff: int = setting(0, 'hidden width; 0: ratio * d_model', low=0)
+  activation: str = setting('gelu', 'nonlinearity, plain or gated')
+  multiple_of: int = setting(1, 'd_ff is rounded to a multiple of this', low=1)
+  bias: bool = setting(False, 'biases of up, gate and down')
+
+
+@dataclass(frozen=True)
+class DataConfig:
+  """Where tokens come from."""
+
+  source: str = setting('stdlib', 'text', kind='traced')
+  tokenizer: str = setting('bpe(vocab_size=4096)', 'text to tokens', kind='traced')
+  batch_size: int = setting(16, 'sequences per step, over all devices', low=1)
+  seq_len: int = setting(256, 'tokens per sequence', low=1)
+  held_out: float = setting(
+    0.1, 'share of documents (of packages, for stdlib) held out', kind='traced', low=0.001, high=0.9
+  )
+  cache: str = setting(
+    '', 'folder of prepared data; empty: $ISOFFN_CACHE or ~/.cache/isoffn', kind='free'
+  )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+  """The optimizer and its schedule."""
+
+  name: str = setting('adamw', 'optimizer')
+  learning_rate: float = setting(
+    0.0, 'peak rate; 0: 0.768 / d_model', kind='traced', low=0.0, high=100.0
+  )
+  schedule: str = setting('cosine', 'rate over time, as a share of the peak')
+  weight_decay: float = setting(0.1, 'decoupled decay of the matrices', kind='traced', low=0.0)
+  clip_norm: float = setting(1.0, 'largest global gradient norm', kind='traced', low=1e-9)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+  """The loop."""
+
+  steps: int = setting(1000, 'optimizer steps', kind='traced', low=1)
+  accumulate: int = setting(1, 'micro-batches a batch is cut into', low=1)
+  max_bad_steps: int = setting(
+    10, 'non-finite steps in a row that stop the run', kind='free', low=1
+  )
+  log_every: int = setting(10, 'steps between rows of metrics.jsonl', kind='free', low=1)
+  eval_every: int = setting(0, 'steps between evaluations; 0: only at the end', kind='free', low=0)
+  checkpoint_every: int = setting(
+    0, 'steps between checkpoints; 0: every evaluation', kind='free', low=0
+  )
+  keep_last: int = setting(1, 'newest checkpoints kept', kind='free', low=1)
+  keep_best: int = setting(1, 'checkpoints of lowest eval/loss kept', kind='free', low=0)
+  tensorboard: bool = setting(False, 'also write TensorBoard event files', kind='free')
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+  """How one program is laid over devices. Never changes a result beyond rounding."""
+
+  mode: str = setting('auto', 'executor', kind='free', choices=('auto', 'pmap', 'mesh'))
+  mesh: str = setting(
+    '', "mesh axes and sizes, as in 'data:4,fsdp:2'; empty: all devices on data", kind='free'
+  )
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+  """Where the cells of an experiment run."""
+
+  workers: int = setting(
+    0, 'processes side by side; 0: one a core on CPU, one on an accelerator', kind='free', low=0
+  )
+
+
+@dataclass(frozen=True)
+class Config:
+  """One run. Made by flags or JSON; `resolve` turns it into what really runs."""
+
+  model: ModelConfig = ModelConfig()
+  ffn: FFNConfig = FFNConfig()
+  data: DataConfig = DataConfig()
+  optim: OptimConfig = OptimConfig()
+  train: TrainConfig = TrainConfig()
+  parallel: ParallelConfig = ParallelConfig()
+  launch: LaunchConfig = LaunchConfig()
+  seed: int = setting(
+    0, 'of initialisation, data order and noise', kind='traced', low=0, high=2**31 - 1
+  )
+
+  def replace(self, **changes: Any) -> Config:
+    """Returns a copy with changes by flag name: `config.replace(**{'ffn.d_ff': 512})`."""
+    sections: dict[str, dict] = {}
+    for path, value in changes.items():
+      declared = SETTINGS.get(path)
+      if declared is None:
+        raise UserError(f'--{path}: no such setting{nearest(path, SETTINGS)}')
+      value = spec.check_value(f'--{path}', declared, value)
+      section, _, name = path.rpartition('.')
+      sections.setdefault(section, {})[name] = value
+    top = sections.pop('', {})
+    for section, values in sections.items():
+      top[section] = dataclasses.replace(getattr(self, section), **values)
+    return dataclasses.replace(self, **top)
+
+  def get(self, path: str) -> Any:
+    """The value of a setting by its flag name."""
+    section, _, name = path.rpartition('.')
+    return getattr(getattr(self, section) if section else self, name)
+
+  def to_json(self) -> dict:
+    """Nested plain values, as written to config.json."""
+    return dataclasses.asdict(self)
+
+  @staticmethod
+  def from_json(tree: dict, origin: str = 'config') -> Config:
+    """Inverse of `to_json`; raises UserError naming `origin` for a key that does not exist."""
+    changes = {}
+    for key, value in tree.items():
+      for path, leaf in (
+        ((f'{key}.{k}', v) for k, v in value.items()) if isinstance(value, dict) else [(key, value)]
+      ):
+        if path not in SETTINGS:
+          raise UserError(f'{origin}: no setting {path!r}{nearest(path, SETTINGS)}')
+        changes[path] = leaf
+    return Config().replace(**changes)
+
+
+def _settings() -> dict[str, dataclasses.Field]:
+  found = {}
+  for section in dataclasses.fields(Config):
+    if section.metadata:
+      found[section.name] = section
+    else:
+      for f in dataclasses.fields(section.default):
+        found[f'{section.name}.{f.name}'] = f
+  return found
+
+
+SETTINGS: dict[str, dataclasses.Field] = _settings()  # flag name -> declaration
+SECTIONS: dict[str, str] = {  # section -> one line of help
+  f.name: type(f.default).__doc__ for f in dataclasses.fields(Config) if not f.metadata
+}

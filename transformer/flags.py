@@ -1,0 +1,142 @@
+"""absl flags from the declared settings, sectioned --help, and the frame every script runs in."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import sys
+import textwrap
+from collections.abc import Callable
+
+from absl import app, flags
+
+from transformer import spec
+from transformer.config import PRESETS, SECTIONS, SETTINGS, Config
+from transformer.errors import UserError, nearest
+
+FLAGS = flags.FLAGS
+_DEFINE = {
+  'int': flags.DEFINE_integer,
+  'float': flags.DEFINE_float,
+  'str': flags.DEFINE_string,
+  'bool': flags.DEFINE_boolean,
+}
+_DISK = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+  *(errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EEXIST),
+)
+_base = Config()
+
+
+def define(**defaults: object) -> None:
+  """Defines a flag for every setting, and --preset.
+
+  defaults: this script's own, by flag name with dots; flags and presets override them.
+  """
+  global _base
+  _base = Config().replace(**defaults)
+  for path, declared in SETTINGS.items():
+    kind = declared.type
+    _DEFINE[kind](path, _base.get(path), declared.metadata['help'], module_name=_section(path))
+  flags.DEFINE_string('preset', '', f'named settings: {", ".join(PRESETS)}', module_name='script')
+
+
+def script_flag(kind: str, name: str, default: object, help: str) -> flags.FlagHolder:
+  """Defines a flag of the script itself. kind: 'int', 'float', 'str' or 'bool'."""
+  return _DEFINE[kind](name, default, help, module_name='script')
+
+
+def config() -> Config:
+  """The asked-for config: script defaults, then --preset, then the flags given."""
+  asked = _base
+  if FLAGS.preset:
+    if FLAGS.preset not in PRESETS:
+      raise UserError(f'--preset={FLAGS.preset}: no such preset{nearest(FLAGS.preset, PRESETS)}')
+    asked = asked.replace(**PRESETS[FLAGS.preset])
+  return asked.replace(**{path: FLAGS[path].value for path in SETTINGS if FLAGS[path].present})
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Parses flags, runs `main` and exits with its status; mistakes end in one line and status 2."""
+  app.run(lambda argv: _guard(main), flags_parser=_parse)
+
+
+def _section(path: str) -> str:
+  return path.rpartition('.')[0] or 'script'
+
+
+def _parse(argv: list[str]) -> list[str]:
+  if any(a in ('--help', '-h', '-help') for a in argv[1:]):
+    _print_help()
+    sys.exit(0)
+  try:
+    rest = FLAGS(argv)
+  except flags.UnrecognizedFlagError as e:
+    _fail(f'--{e.flagname}: no such flag{nearest(e.flagname, FLAGS)}')
+  except flags.Error as e:
+    _fail(str(e).replace('\n', ' '))
+  if len(rest) > 1:
+    _fail(f'{rest[1]!r} is not a flag; settings are given as --name=value')
+  return rest
+
+
+def _guard(main: Callable[[], int | None]) -> int:
+  try:
+    return main() or 0
+  except UserError as e:
+    _fail(str(e))
+  except KeyboardInterrupt:
+    print('interrupted; the same command continues', file=sys.stderr)
+    return 130
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except OSError as e:
+    if e.errno not in _DISK:
+      raise
+    _fail(f'{e.filename or "file system"}: {e.strerror}')
+
+
+def _fail(message: str) -> None:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)
+
+
+def _print_help() -> None:
+  doc = sys.modules['__main__'].__doc__ or ''
+  print(textwrap.dedent(doc).strip(), '\n')
+  by_section = FLAGS.flags_by_module_dict()
+  for section in ['script', *SECTIONS]:
+    print(f'{section}: {SECTIONS.get(section, "what to run, and where").splitlines()[0]}')
+    for flag in sorted(by_section.get(section, ()), key=_declared_order):
+      print(_describe(flag))
+    print()
+  print('Variants are written name, name(argument=value) or name:text. Also: --helpfull (absl).')
+
+
+def _declared_order(flag: flags.Flag) -> int:
+  return list(SETTINGS).index(flag.name) if flag.name in SETTINGS else -1
+
+
+def _describe(flag: flags.Flag) -> str:
+  """A flag with its default, its help, and its variants or choices."""
+  head = f'  --{flag.name}={flag.default!s}'
+  lines = textwrap.wrap(flag.help, 96 - 34) or ['']
+  declared = SETTINGS.get(flag.name)
+  if declared and declared.metadata['choices']:
+    lines += textwrap.wrap(' | '.join(declared.metadata['choices']), 60)
+  if flag.name in spec.slots():
+    options = ' | '.join(spec.usage(d) for d in spec.variants(flag.name).values())
+    lines += textwrap.wrap(options, 60, break_long_words=False)
+  start = [head.ljust(34)] if len(head) < 34 else [head + '\n' + ' ' * 34]
+  return start[0] + ('\n' + ' ' * 34).join(lines)
+
+
+def explain(slot: str) -> str:
+  """One line per variant of a slot: how it is written and what it is."""
+  rows = []
+  for declaration in spec.variants(slot).values():
+    rows.append(f'{spec.usage(declaration)}: {declaration.__doc__.splitlines()[0]}')
+    rows += [f'  {f.name}: {f.metadata["help"]}' for f in dataclasses.fields(declaration)]
+  return '\n'.join(rows)

@@ -1,0 +1,155 @@
+"""The one file that knows about pmap and meshes.
+
+A step is a pure function (state, batch, reduce); an executor decides where its arrays live and
+what `reduce` is. Results agree between executors up to the order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from transformer import axes
+from transformer.config import Config
+from transformer.errors import UserError
+from transformer.params import path_of
+
+Tree = Any
+
+
+def make(config: Config) -> MeshParallel | PmapParallel:
+  """The executor of a resolved config on the devices at hand.
+
+  Raises UserError if the mesh does not fit the devices, or the devices do not divide the batch.
+  """
+  mode, devices = config.parallel.mode, jax.devices()
+  mesh = axes.parse_mesh(config.parallel.mesh)
+  if mode == 'pmap' and mesh:
+    raise UserError('--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out')
+  mesh = mesh or {'data': len(devices)}
+  if prod(mesh.values()) > len(devices):
+    raise UserError(
+      f'--parallel.mesh={config.parallel.mesh}: needs {prod(mesh.values())} devices, '
+      f'{len(devices)} present'
+    )
+  rows = config.data.batch_size // config.train.accumulate
+  shares = mesh.get('data', 1) * mesh.get('fsdp', 1)
+  if rows % shares:
+    raise UserError(
+      f'--data.batch_size={config.data.batch_size}: {rows} sequences a micro-batch '
+      f'(--train.accumulate={config.train.accumulate}) are not divisible by {shares} devices'
+    )
+  return PmapParallel(devices) if mode == 'pmap' else MeshParallel(mesh)
+
+
+class MeshParallel:
+  """jit over a mesh; arrays are laid out by the letter table, the compiler adds the communication."""
+
+  def __init__(self, mesh: dict[str, int]):
+    devices = np.array(jax.devices()[: prod(mesh.values())]).reshape(tuple(mesh.values()))
+    self._axes = mesh
+    self._mesh = Mesh(devices, tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
+    self._state_sharding: Tree = None
+
+  def init(self, create: Callable[[], Tree]) -> Tree:
+    """Runs `create` with its result laid out as the executor keeps states."""
+    self._state_sharding = jax.tree_util.tree_map_with_path(
+      self._sharding_of, jax.eval_shape(create)
+    )
+    with jax.set_mesh(self._mesh):
+      return jax.jit(create, out_shardings=self._state_sharding)()
+
+  def compile(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
+    """(state, batch) -> (state, metrics), the old state's memory being given up."""
+    return self._jit(lambda state, batch: step(state, batch, lambda x: x), donate=True)
+
+  def compile_eval(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
+    """(params, batch) -> sums."""
+    return self._jit(lambda params, batch: step(params, batch, lambda x: x), donate=False)
+
+  def put(self, batch: dict[str, np.ndarray]) -> Tree:
+    """A host batch on the devices, rows shared out."""
+    return jax.tree.map(lambda x: jax.device_put(x, self._batch_sharding(x)), batch)
+
+  def place(self, host_state: Tree) -> Tree:
+    """A host state (as from `fetch`) back on the devices."""
+    return jax.tree.map(jax.device_put, host_state, self._state_sharding)
+
+  def fetch(self, state: Tree) -> Tree:
+    """The state as it is saved: global arrays."""
+    return state
+
+  def _jit(self, step: Callable, donate: bool) -> Callable:
+    compiled = jax.jit(step, donate_argnums=(0,) if donate else ())
+
+    def call(state: Tree, batch: Tree) -> Tree:
+      with jax.set_mesh(self._mesh):
+        return compiled(state, batch)
+
+    return call
+
+  def _batch_sharding(self, x: np.ndarray) -> NamedSharding:
+    spec = axes.partition('B', x.shape[:1], self._axes, parameter=False)
+    return NamedSharding(self._mesh, PartitionSpec(*spec))
+
+  def _sharding_of(self, key_path: tuple, x: jax.ShapeDtypeStruct) -> NamedSharding:
+    """By the table if the leaf is a parameter or has the shape of one (moments), else replicated."""
+    names = path_of(key_path).split('/')
+    for known in ('embed', 'positions', 'layers', 'final_norm'):
+      if known in names:
+        path = '/'.join(names[names.index(known) :])
+        spec = axes.partition(axes.letters(path), x.shape, self._axes, parameter=True)
+        return NamedSharding(self._mesh, PartitionSpec(*spec))
+    return NamedSharding(self._mesh, PartitionSpec())
+
+
+class PmapParallel:
+  """pmap: a replica of the state a device, a share of the rows each, sums by psum."""
+
+  def __init__(self, devices: list[jax.Device]):
+    self._devices = devices
+
+  def init(self, create: Callable[[], Tree]) -> Tree:
+    """Runs `create` and replicates its result."""
+    return self.place(jax.jit(create)())
+
+  def compile(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
+    """(state, batch) -> (state, metrics), the old state's memory being given up."""
+    return self._pmap(step, donate=True)
+
+  def compile_eval(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
+    """(params, batch) -> sums."""
+    return self._pmap(step, donate=False)
+
+  def put(self, batch: dict[str, np.ndarray]) -> Tree:
+    """A host batch cut into a share a device."""
+    n = len(self._devices)
+    return jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+
+  def place(self, host_state: Tree) -> Tree:
+    """A host state on every device."""
+    n = len(self._devices)
+    return jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (n, *np.shape(x))), host_state)
+
+  def fetch(self, state: Tree) -> Tree:
+    """The first replica."""
+    return jax.tree.map(lambda x: x[0], state)
+
+  def _pmap(self, step: Callable, donate: bool) -> Callable:
+    def share(state: Tree, batch: Tree) -> Tree:
+      return step(state, batch, lambda x: jax.lax.psum(x, 'devices'))
+
+    compiled = jax.pmap(share, 'devices', donate_argnums=(0,) if donate else ())
+
+    def call(state: Tree, batch: Tree) -> Tree:
+      out = compiled(state, batch)
+      if donate:  # metrics are equal on all devices; the state stays replicated
+        return out[0], jax.tree.map(lambda x: x[0], out[1])
+      return out[0]
+
+    return call

@@ -1,0 +1,68 @@
+"""Parameters made from the one table in axes.py, each from its own key.
+
+A key is folded from (seed, path, layer), so that two models agree bit for bit in every parameter
+they have in common, whatever else differs, and however the model is laid over devices.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from transformer import axes, count
+from transformer.config import Config
+
+
+def initializer(path: str, num_layers: int = 0) -> Callable[..., jax.Array]:
+  """The Linen initializer (key, shape, dtype) of a parameter path such as 'ffn/up'.
+
+  num_layers: depth of the residual stream the module writes to; 0 leaves the deviation unscaled.
+  """
+  rule = axes.param(path)
+
+  def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    if rule.init == 'zeros':
+      return jnp.zeros(shape, dtype)
+    if rule.init == 'ones':
+      return jnp.ones(shape, dtype)
+    fan_in = prod(n for letter, n in zip(rule.letters, shape, strict=True) if letter in rule.fan_in)
+    variance = 1 / fan_in
+    if rule.residual and num_layers:
+      variance /= 2 * num_layers
+    return variance**0.5 * jax.random.normal(key, shape, dtype)
+
+  return init
+
+
+def initialize(config: Config, key: jax.Array) -> dict:
+  """The nested parameter tree of a resolved config, float32. Pure; may be jitted."""
+  tree: dict = {}
+  for path, shape in count.shapes(config).items():
+    own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    init = initializer(path, config.model.num_layers)
+    if path.startswith('layers/'):
+      keys = jax.vmap(lambda layer, own=own: jax.random.fold_in(own, layer))(jnp.arange(shape[0]))
+      leaf = jax.vmap(lambda k, init=init, shape=shape: init(k, shape[1:]))(keys)
+    else:
+      leaf = init(own, shape)
+    *owners, name = path.split('/')
+    node = tree
+    for owner in owners:
+      node = node.setdefault(owner, {})
+    node[name] = leaf
+  return tree
+
+
+def path_of(key_path: tuple) -> str:
+  """'layers/ffn/up' from a JAX key path."""
+  return jax.tree_util.keystr(key_path, simple=True, separator='/')
+
+
+def decay_mask(params: dict) -> dict:
+  """True where weight decay applies, for every leaf by exactly one rule of the table."""
+  return jax.tree_util.tree_map_with_path(lambda p, _: axes.param(path_of(p)).decay, params)

@@ -1,0 +1,130 @@
+"""Variants in one string: 'bpe(vocab_size=4096)' <-> an instance of its declaration.
+
+A slot is a setting that takes a variant, named by its flag ('ffn.activation'). A declaration is a
+frozen dataclass registered under (slot, name); its fields are the variant's arguments.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import typing
+from collections.abc import Callable
+
+from transformer.errors import UserError, nearest
+
+_DECLARED: dict[str, dict[str, type]] = {}
+_COLON = re.compile(r'^([a-zA-Z_]\w*):(.+)$', re.DOTALL)
+
+
+def declare(slot: str, name: str) -> Callable[[type], type]:
+  """Class decorator: declares variant `name` of `slot`; annotations become its arguments."""
+
+  def register(cls: type) -> type:
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    cls.slot, cls.variant = slot, name
+    if name in _DECLARED.setdefault(slot, {}):
+      raise ValueError(f'{slot}={name} is declared twice')
+    _DECLARED[slot][name] = cls
+    return cls
+
+  return register
+
+
+def slots() -> tuple[str, ...]:
+  """The names of all slots."""
+  return tuple(_DECLARED)
+
+
+def variants(slot: str) -> dict[str, type]:
+  """Name -> declaration of every variant of `slot`."""
+  return dict(_DECLARED[slot])
+
+
+def parse(slot: str, text: str) -> typing.Any:
+  """Returns the declared instance that `text` describes.
+
+  'name', 'name(1, key=2)' and 'name:text' (one string argument) are understood.
+  Raises UserError naming the flag for an unknown variant or argument, or a value out of range.
+  """
+  colon = _COLON.match(text)
+  if colon:
+    name, args, keywords = colon[1], [colon[2]], {}
+  else:
+    name, args, keywords = _parse_call(slot, text)
+  declared = _DECLARED[slot]
+  if name not in declared:
+    raise UserError(f'--{slot}={text}: no variant {name!r}{nearest(name, declared)}')
+  fields = {f.name: f for f in dataclasses.fields(declared[name])}
+  if len(args) > len(fields):
+    takes = f'takes {len(fields)}' if fields else 'takes no'
+    raise UserError(f'--{slot}={text}: {name} {takes} argument(s), got {len(args)}')
+  values = dict(zip(fields, args, strict=False))
+  for key, value in keywords.items():
+    if key not in fields:
+      options = nearest(key, fields) if fields else '; it takes none'
+      raise UserError(f'--{slot}={text}: {name} has no argument {key!r}{options}')
+    if key in values:
+      raise UserError(f'--{slot}={text}: {key} is given twice')
+    values[key] = value
+  for key, value in values.items():
+    values[key] = check_value(f'--{slot}={text}: {key}', fields[key], value)
+  missing = [k for k, f in fields.items() if k not in values and f.default is dataclasses.MISSING]
+  if missing:
+    raise UserError(f'--{slot}={text}: {name} needs {missing[0]}, as in {usage(declared[name])}')
+  return declared[name](**values)
+
+
+def canonical(variant: typing.Any) -> str:
+  """The shortest text that parses to `variant`: defaults left out."""
+  fields = dataclasses.fields(variant)
+  if len(fields) == 1 and fields[0].metadata.get('colon'):
+    return f'{variant.variant}:{getattr(variant, fields[0].name)}'
+  given = [f for f in fields if getattr(variant, f.name) != f.default]
+  inside = ', '.join(f'{f.name}={getattr(variant, f.name)!r}' for f in given)
+  return f'{variant.variant}({inside})' if inside else variant.variant
+
+
+def usage(declaration: type) -> str:
+  """How a variant is written with all its arguments, as in 'bpe(vocab_size=4096)'."""
+  fields = dataclasses.fields(declaration)
+  if len(fields) == 1 and fields[0].metadata.get('colon'):
+    return f'{declaration.variant}:{fields[0].name.upper()}'
+  inside = ', '.join(f'{f.name}={f.default!r}' for f in fields)
+  return f'{declaration.variant}({inside})' if inside else declaration.variant
+
+
+def check_value(where: str, field: dataclasses.Field, value: typing.Any) -> typing.Any:
+  """Returns `value` in the type of `field`; raises UserError if type, range or choice is wrong."""
+  kind = field.type if isinstance(field.type, str) else field.type.__name__
+  if kind == 'float' and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if type(value).__name__ != kind:
+    raise UserError(f'{where}: {value!r} should be of type {kind}')
+  low, high = field.metadata.get('low'), field.metadata.get('high')
+  choices = field.metadata.get('choices')
+  if kind == 'float' and value != value:
+    raise UserError(f'{where}: nan is not a number to run with')
+  if low is not None and value < low:
+    raise UserError(f'{where}: {value} is below the least allowed, {low}')
+  if high is not None and value > high:
+    raise UserError(f'{where}: {value} is above the most allowed, {high}')
+  if choices and value not in choices:
+    raise UserError(f'{where}: no choice {value!r}{nearest(str(value), choices)}')
+  return value
+
+
+def _parse_call(slot: str, text: str) -> tuple[str, list, dict]:
+  """Splits 'name(1, key=2)' into its name, positional and keyword values."""
+  try:
+    node = ast.parse(text.strip(), mode='eval').body
+    if isinstance(node, ast.Name):
+      return node.id, [], {}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+      keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
+      if len(keywords) == len(node.keywords):
+        return node.func.id, [ast.literal_eval(a) for a in node.args], keywords
+  except (SyntaxError, ValueError):
+    pass
+  raise UserError(f'--{slot}={text}: expected name or name(argument=value), with literal values')

@@ -1,0 +1,54 @@
+"""Everything a run is between two steps."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from transformer import optimizer, params
+from transformer.config import Config, hyper
+
+
+@flax.struct.dataclass
+class TrainState:
+  """A pytree; `hyper` is not saved but rebuilt from the config on resume.
+
+  step: int32, steps taken, bad ones included. params, opt_state: float32 trees.
+  model_state: what layers keep between steps besides parameters.
+  hyper: traced settings by flag name. key: uint32 (2,), the run's PRNG key data.
+  bad_steps: int32, non-finite steps in a row. skipped: int32, non-finite steps in all.
+  """
+
+  step: jax.Array
+  params: dict
+  opt_state: optax.OptState
+  model_state: dict
+  hyper: dict[str, jax.Array]
+  key: jax.Array
+  bad_steps: jax.Array
+  skipped: jax.Array
+
+
+def hyper_arrays(config: Config) -> dict[str, np.ndarray]:
+  """The traced settings of a resolved config as float32 scalars."""
+  return {name: np.float32(value) for name, value in hyper(config).items()}
+
+
+def create(config: Config, seed: jax.Array, hypers: dict[str, jax.Array]) -> TrainState:
+  """The state before step 0. Pure; `seed` and `hypers` may be traced, `config` is static."""
+  init_key, noise_key = jax.random.split(jax.random.key(seed))
+  weights = params.initialize(config, init_key)
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(
+    step=zero,
+    params=weights,
+    opt_state=optimizer.init(config, weights, hypers),
+    model_state={},
+    hyper=hypers,
+    key=jax.random.key_data(noise_key),
+    bad_steps=zero,
+    skipped=zero,
+  )

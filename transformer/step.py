@@ -1,0 +1,104 @@
+"""The training and evaluation steps: pure, written once, the same under every executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from transformer import model, optimizer
+from transformer.config import Config
+from transformer.loss import cross_entropy
+from transformer.state import TrainState
+
+Batch = dict[str, jax.Array]  # tokens: int32 (B, T+1), −1 is padding; rows: int32 (B,), global row
+Reduce = Callable  # sums a tree over devices: psum under pmap, identity under jit on a mesh
+Metrics = dict[str, jax.Array]  # name -> float32 (2,): a sum and its count
+
+
+def split(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """(B, T+1) tokens -> inputs_BT, targets_BT, weights_BT (0 on padding), segments_BT.
+
+  A document begins at each token 0; segments number the documents of a row.
+  """
+  inputs_BT, targets_BT = tokens[:, :-1], tokens[:, 1:]
+  weights_BT = (targets_BT >= 0).astype(jnp.float32)
+  segments_BT = jnp.cumsum(inputs_BT == 0, axis=1)
+  return jnp.maximum(inputs_BT, 0), targets_BT, weights_BT, segments_BT
+
+
+def loss_sums(
+  config: Config, params: dict, tokens: jax.Array, noise_B: jax.Array | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """The objective as a sum over tokens, and (Σ cross-entropy in nats, number of targets)."""
+  inputs_BT, targets_BT, weights_BT, segments_BT = split(tokens)
+  logits_BTV, aux = model.build(config).apply({'params': params}, inputs_BT, segments_BT, noise_B)
+  loss_sum, count = cross_entropy(logits_BTV, targets_BT, weights_BT)
+  extra = sum((jnp.sum(loss) for loss in aux.losses.values()), jnp.zeros(()))
+  return loss_sum + count * extra, (loss_sum, count)
+
+
+def train_step(
+  config: Config, state: TrainState, batch: Batch, reduce: Reduce
+) -> tuple[TrainState, Metrics]:
+  """One optimizer step on a batch, or on this device's share of it.
+
+  Gradients are summed over micro-batches and devices and divided once by the global number of
+  targets. A step whose loss or gradient is not finite changes nothing but the counters.
+  """
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+  grads, sums = _accumulate(config, state.params, batch, key)
+  grads, (loss_sum, count) = reduce((grads, sums))
+  grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+  rate = optimizer.learning_rate(config, state.step, state.hyper)
+  params, opt_state, norm = optimizer.update(
+    config, grads, state.opt_state, state.params, state.hyper, rate
+  )
+  good = jnp.isfinite(loss_sum) & jnp.isfinite(norm)
+  keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
+  bad = 1 - good.astype(jnp.int32)
+  state = state.replace(
+    step=state.step + 1,
+    params=keep(params, state.params),
+    opt_state=keep(opt_state, state.opt_state),
+    bad_steps=(state.bad_steps + 1) * bad,
+    skipped=state.skipped + bad,
+  )
+  metrics = {
+    'train/loss': jnp.where(good, jnp.stack([loss_sum, count]), 0.0),
+    'train/grad_norm': jnp.where(good, jnp.stack([norm, 1.0]), 0.0),
+    'train/learning_rate': jnp.stack([rate, 1.0]),
+    'train/skipped_steps': jnp.stack([bad.astype(jnp.float32), 1.0]),
+    'bad': jnp.stack([state.bad_steps.astype(jnp.float32), norm]),
+  }
+  return state, metrics
+
+
+def eval_step(config: Config, params: dict, batch: Batch, reduce: Reduce) -> jax.Array:
+  """(Σ cross-entropy in nats, number of targets) of a batch, as a float32 (2,)."""
+  _, (loss_sum, count) = loss_sums(config, params, batch['tokens'], None)
+  return reduce(jnp.stack([loss_sum, count]))
+
+
+def _accumulate(config: Config, params: dict, batch: Batch, key: jax.Array) -> tuple:
+  """Sums of gradient and metrics over the micro-batches of a batch."""
+
+  def one(part: Batch) -> tuple:
+    noise_B = None
+    if config.model.dropout:
+      noise_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(part['rows'])
+    grad = jax.grad(lambda p: loss_sums(config, p, part['tokens'], noise_B), has_aux=True)
+    return grad(params)
+
+  parts = config.train.accumulate
+  if parts == 1:
+    return one(batch)
+  # Micro-batch a takes rows a, a + parts, …, so that rows stay on the device that holds them.
+  cut = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(one, jax.tree.map(lambda x: x[0], cut)),
+  )
+  sums, _ = jax.lax.scan(lambda s, part: (jax.tree.map(jnp.add, s, one(part)), None), zeros, cut)
+  return sums
