@@ -28,7 +28,8 @@ def relu(x: jax.Array) -> jax.Array:
 @body
 def gelu(x: jax.Array) -> jax.Array:
   """x Φ(x) with the exact normal distribution function (Hendrycks & Gimpel 2016)."""
-  return jax.nn.gelu(x, approximate=False)
+  # jax.nn.gelu goes through erfc, which halves the speed of a small model's step on CPU.
+  return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
 @body

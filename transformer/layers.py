@@ -50,7 +50,7 @@ def dropout(x: jax.Array, noise_B: jax.Array | None, rate: float, site: int) -> 
 
 
 def shard(x: jax.Array, letters: str) -> jax.Array:
-  """Lays an activation over the current mesh by the letter table; a no-op without a mesh of ours."""
+  """Lays an activation over the current mesh by the letter table; without one, does nothing."""
   mesh = jax.sharding.get_abstract_mesh()
   ours = {name: mesh.shape[name] for name in mesh.axis_names if name in axes.MESH_AXES}
   if not ours:

@@ -83,7 +83,8 @@ class Decoder(nn.Module):
       positions_BT = jnp.arange(length)[None]
     else:
       positions_BT = positions_in_documents(segments_BT)
-    x_BTD = table_VD.astype(m.dtype)[tokens_BT]
+    # √d_model (Vaswani et al. 2017, §3.4): the table is scaled for logits, the stream wants 1.
+    x_BTD = table_VD.astype(m.dtype)[tokens_BT] * m.d_model**0.5
     x_BTD += self._position_vectors(positions_BT).astype(m.dtype)
     x_BTD = shard(dropout(x_BTD, _fold(noise_B, m.num_layers), m.dropout, site=0), 'BTD')
     layers = nn.scan(

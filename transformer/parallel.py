@@ -48,7 +48,7 @@ def make(config: Config) -> MeshParallel | PmapParallel:
 
 
 class MeshParallel:
-  """jit over a mesh; arrays are laid out by the letter table, the compiler adds the communication."""
+  """jit over a mesh: arrays laid out by the letter table, communication by the compiler."""
 
   def __init__(self, mesh: dict[str, int]):
     devices = np.array(jax.devices()[: prod(mesh.values())]).reshape(tuple(mesh.values()))
@@ -56,21 +56,28 @@ class MeshParallel:
     self._mesh = Mesh(devices, tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
     self._state_sharding: Tree = None
 
-  def init(self, create: Callable[[], Tree]) -> Tree:
-    """Runs `create` with its result laid out as the executor keeps states."""
-    self._state_sharding = jax.tree_util.tree_map_with_path(
-      self._sharding_of, jax.eval_shape(create)
-    )
-    with jax.set_mesh(self._mesh):
-      return jax.jit(create, out_shardings=self._state_sharding)()
+  def compile_init(self, create: Callable[..., Tree]) -> Callable[..., Tree]:
+    """`create`, its result laid out as the executor keeps states."""
+
+    compiled: Callable[..., Tree] | None = None
+
+    def call(*args: Tree) -> Tree:
+      nonlocal compiled
+      if compiled is None:
+        shapes = jax.eval_shape(create, *args)
+        self._state_sharding = jax.tree_util.tree_map_with_path(self._sharding_of, shapes)
+        compiled = self._jit(create, out_shardings=self._state_sharding)
+      return compiled(*args)
+
+    return call
 
   def compile(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
     """(state, batch) -> (state, metrics), the old state's memory being given up."""
-    return self._jit(lambda state, batch: step(state, batch, lambda x: x), donate=True)
+    return self._jit(lambda state, batch: step(state, batch, lambda x: x), donate_argnums=0)
 
   def compile_eval(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
     """(params, batch) -> sums."""
-    return self._jit(lambda params, batch: step(params, batch, lambda x: x), donate=False)
+    return self._jit(lambda params, batch: step(params, batch, lambda x: x))
 
   def put(self, batch: dict[str, np.ndarray]) -> Tree:
     """A host batch on the devices, rows shared out."""
@@ -84,12 +91,12 @@ class MeshParallel:
     """The state as it is saved: global arrays."""
     return state
 
-  def _jit(self, step: Callable, donate: bool) -> Callable:
-    compiled = jax.jit(step, donate_argnums=(0,) if donate else ())
+  def _jit(self, function: Callable, **options: Any) -> Callable:
+    compiled = jax.jit(function, **options)
 
-    def call(state: Tree, batch: Tree) -> Tree:
+    def call(*args: Tree) -> Tree:
       with jax.set_mesh(self._mesh):
-        return compiled(state, batch)
+        return compiled(*args)
 
     return call
 
@@ -98,7 +105,7 @@ class MeshParallel:
     return NamedSharding(self._mesh, PartitionSpec(*spec))
 
   def _sharding_of(self, key_path: tuple, x: jax.ShapeDtypeStruct) -> NamedSharding:
-    """By the table if the leaf is a parameter or has the shape of one (moments), else replicated."""
+    """By the table if the leaf is a parameter or a moment of one, else replicated."""
     names = path_of(key_path).split('/')
     for known in ('embed', 'positions', 'layers', 'final_norm'):
       if known in names:
@@ -114,9 +121,10 @@ class PmapParallel:
   def __init__(self, devices: list[jax.Device]):
     self._devices = devices
 
-  def init(self, create: Callable[[], Tree]) -> Tree:
-    """Runs `create` and replicates its result."""
-    return self.place(jax.jit(create)())
+  def compile_init(self, create: Callable[..., Tree]) -> Callable[..., Tree]:
+    """`create`, its result replicated."""
+    compiled = jax.jit(create)
+    return lambda *args: self.place(compiled(*args))
 
   def compile(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
     """(state, batch) -> (state, metrics), the old state's memory being given up."""

@@ -14,7 +14,7 @@ def positions_in_documents(segments_BT: jax.Array) -> jax.Array:
 
 
 def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-  """Rotary embedding (Su et al. 2021, §3.2.2): pairs (h, h + H/2) turn by position · base^(−2h/H)."""
+  """Rotary embedding (Su et al. 2021, §3.2.2): pair (h, h + H/2) turns by t · base^(−2h/H)."""
   half = x_BTNH.shape[-1] // 2
   wavelength_H = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle_BTNH = positions_BT[:, :, None, None] * wavelength_H
@@ -25,7 +25,7 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array
 
 
 def sinusoid(positions_BT: jax.Array, d_model: int) -> jax.Array:
-  """Fixed sines (first half) and cosines (Vaswani et al. 2017, §3.5), as (B, T, d_model) float32."""
+  """Fixed sines, then cosines (Vaswani et al. 2017, §3.5), as (B, T, d_model) float32."""
   half = d_model // 2
   rate_D = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle_BTD = positions_BT[:, :, None] * rate_D

@@ -1,4 +1,4 @@
-"""Every matrix product of the model goes through here, so that a faster one has one place to live."""
+"""Every matrix product of the model goes through here: the one place for a faster one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,112 @@
+"""A cell: one resolved config in one folder, and what has become of it.
+
+    <workdir>/cells/<name>-<hash>/   config.json  claim.json  done.json | failed.json  log.txt …
+
+Launchers, workers and reports meet only in these folders. Every launcher builds on this page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import transformer
+from launch.claims import DONE, FAILED, Claim, ClaimLost, holder
+from launch.files import read_json, write_json
+from transformer.config import Config, config_hash, static_key
+
+__all__ = [
+  'Cell',
+  'Claim',
+  'ClaimLost',
+  'by_program',
+  'code_digest',
+  'read_json',
+  'stale',
+  'state',
+  'write_config',
+  'write_json',
+]
+
+_LONGEST = 80  # of a name in a folder's name; the hash behind it keeps longer ones apart
+
+
+@dataclass(frozen=True)
+class Cell:
+  """One run of an experiment. config: resolved; its seed is the cell's."""
+
+  name: str
+  variant: str
+  config: Config
+
+  @property
+  def seed(self) -> int:
+    return self.config.seed
+
+  @property
+  def folder_name(self) -> str:
+    """'<name>-<hash>': readable, safe in a path and on a command line."""
+    readable = re.sub(r'[^A-Za-z0-9._=-]+', '_', self.name).lstrip('-.')[:_LONGEST]
+    return f'{readable or "cell"}-{config_hash(self.config)}'
+
+  def folder(self, workdir: str | Path) -> Path:
+    return Path(workdir) / 'cells' / self.folder_name
+
+
+def state(folder: str | Path) -> str:
+  """'done', 'running' (a live process holds it), 'failed' or 'todo'."""
+  folder = Path(folder)
+  if (folder / DONE).exists():
+    return 'done'
+  if holder(folder):
+    return 'running'
+  return 'failed' if (folder / FAILED).exists() else 'todo'
+
+
+def write_config(cell: Cell, workdir: str | Path) -> None:
+  """Makes the cell's folder and writes what is to run there, unless it says so already."""
+  folder, config = cell.folder(workdir), cell.config.to_json()
+  folder.mkdir(parents=True, exist_ok=True)
+  if read_json(folder / 'config.json', strict=False) != config:
+    write_json(folder / 'config.json', config)
+
+
+def by_program(cells: Iterable[Cell]) -> list[Cell]:
+  """Each cell once, those that share a compiled program side by side, else in the order given."""
+  groups: dict[str, dict[str, Cell]] = {}
+  for cell in cells:
+    groups.setdefault(static_key(cell.config), {}).setdefault(cell.folder_name, cell)
+  return [cell for group in groups.values() for cell in group.values()]
+
+
+@cache
+def code_digest() -> str:
+  """Sixteen hex digits naming the library's source: every transformer/**/*.py."""
+  root, found = Path(transformer.__file__).parent, hashlib.sha256()
+  for path in sorted(root.rglob('*.py')):
+    source = path.read_bytes()
+    found.update(f'{path.relative_to(root).as_posix()} {len(source)}\n'.encode() + source)
+  return found.hexdigest()[:16]
+
+
+def stale(
+  cells: Sequence[Cell], workdir: str | Path, data_fingerprint: str | Callable[[Config], str]
+) -> list[Cell]:
+  """The done cells that were made by other code or from other data than a run would use now.
+
+  data_fingerprint: of the data of all cells, or a function of a cell's config.
+  Raises UserError naming a done.json that cannot be read.
+  """
+  found = []
+  for cell in cells:
+    done = read_json(cell.folder(workdir) / DONE)
+    if done is None:
+      continue
+    data = data_fingerprint(cell.config) if callable(data_fingerprint) else data_fingerprint
+    if (done.get('code'), done.get('data')) != (code_digest(), data):
+      found.append(cell)
+  return found

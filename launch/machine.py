@@ -1,0 +1,84 @@
+"""What this machine offers the workers of a launch. Decided without importing jax."""
+
+from __future__ import annotations
+
+import glob
+import importlib.metadata
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_DEVICES = {  # a word in the jax plugin's name -> device files that show the hardware is there
+  'cuda': ('/dev/nvidia[0-9]*', '/dev/dxg'),
+  'rocm': ('/dev/kfd',),
+}
+_TPU = ('/dev/accel*', '/dev/vfio/[0-9]*')
+_ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
+
+
+@dataclass(frozen=True)
+class Seat:
+  """Where one worker runs. cores: to pin it to; empty: not pinned. one_thread: on CPU."""
+
+  cores: tuple[int, ...]
+  one_thread: bool
+  share: float  # of an accelerator's memory; 0: on CPU, or all of it
+
+  def environment(self) -> dict[str, str]:
+    """The worker's environment: ours, and what its seat asks for."""
+    env = dict(os.environ)
+    if self.one_thread:
+      env['XLA_FLAGS'] = f'{env.get("XLA_FLAGS", "")} {_ONE_THREAD}'.strip()
+      env['OMP_NUM_THREADS'] = '1'
+    if self.share:
+      env.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', f'{self.share:.3f}')
+    return env
+
+
+def seats(workers: int, cells: int) -> list[Seat]:
+  """A seat for each worker to start.
+
+  workers: 0: one a core on CPU, one on an accelerator. Never more than there are cells. A lone
+  worker has the whole machine; several on CPU get equal shares of the cores to themselves, and
+  where that is one core each (15-30 % faster at small sizes) JAX is told to use one thread.
+  """
+  cpu, cores = on_cpu(), schedulable_cores()
+  count = min(workers or (len(cores) if cpu else 1), cells)
+  if count <= 1 or not cpu:
+    share = 0.9 / count if count > 1 else 0.0  # each would take three quarters
+    return [Seat((), False, share)] * count
+  each = len(cores) // count
+  if each == 0:  # more workers than cores: the system shares them out
+    return [Seat((), True, 0.0)] * count
+  # a remainder stays idle: cells to be compared should run alike
+  groups = [tuple(cores[i * each : (i + 1) * each]) for i in range(count)]
+  return [Seat(group, each == 1, 0.0) for group in groups]
+
+
+def schedulable_cores() -> list[int]:
+  """Cores this process may use, within its affinity and its container's CPU quota."""
+  if not hasattr(os, 'sched_getaffinity'):  # macOS: no pinning either
+    return list(range(os.cpu_count() or 1))
+  cores = sorted(os.sched_getaffinity(0))
+  try:
+    quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
+    return cores[: max(1, math.ceil(int(quota) / int(period)))]
+  except (OSError, ValueError):  # no cgroup v2, or 'max'
+    return cores
+
+
+def on_cpu() -> bool:
+  """Whether JAX would run on CPU: by $JAX_PLATFORMS, else unless both device and plugin exist."""
+  asked = os.environ.get('JAX_PLATFORMS', '').split(',')[0].strip()
+  if asked:
+    return asked == 'cpu'
+  if importlib.util.find_spec('libtpu') and any(map(glob.glob, _TPU)):
+    return False
+  plugins = ' '.join(e.name for e in importlib.metadata.entry_points(group='jax_plugins'))
+  hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
+  return not any(
+    word in plugins and any(map(glob.glob, files)) and not (word == 'cuda' and hidden)
+    for word, files in _DEVICES.items()
+  )

@@ -1,0 +1,170 @@
+"""One process that runs cells of an experiment, one after the other.
+
+  python -m launch.worker --workdir=runs/x --cells=a-1a2b3c4d,b-5e6f7a8b [--core=0]
+
+Cells are folder names below <workdir>/cells, each with its config.json. What is done, or claimed
+by another process, is left alone, so any number of workers may be given the same list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import faulthandler
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from launch.cells import Claim, ClaimLost, code_digest
+from launch.control import Control, Stopping
+from launch.files import read_json, tail
+from transformer.config import Config
+from transformer.errors import UserError
+
+STOPPED = os.EX_TEMPFAIL  # asked to stop: the same cells can be continued
+DISK = os.EX_IOERR  # the run folder takes no more: no use in going on
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+Runner = Callable[[Config, Path, Control], dict]
+
+
+def main(argv: list[str] | None = None, run: Runner | None = None) -> int:
+  """Runs the cells listed in `argv`; returns the exit status: 0, STOPPED or DISK.
+
+  run: runs one cell; transformer.train.run unless given. After DISK, standard output holds one
+  line of JSON, [errno, text, file]; all else that is printed goes to standard error.
+  """
+  args = _parse(argv)
+  stopping = Stopping(args.parent)
+  report = os.dup(1)
+  os.dup2(2, 1)
+  for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(line_buffering=True)  # a crash must not take the last lines with it
+  faulthandler.enable()
+  if args.core:
+    os.sched_setaffinity(0, args.core)
+  code_digest()  # now: the files may be edited while we run
+  run = run or _train_run()
+  try:
+    for name in args.cells:
+      if stopping or not _run_cell(args.workdir / 'cells' / name, run, stopping, args.launch):
+        return STOPPED
+  except OSError as e:
+    traceback.print_exc()
+    os.write(report, json.dumps([e.errno, e.strerror, e.filename]).encode())
+    return DISK
+  return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--workdir', type=Path, required=True)
+  parser.add_argument('--cells', nargs='+', required=True, help='folder names')
+  parser.add_argument('--core', type=_cores, help='pin to these cores, as in 0 or 0,1')
+  parser.add_argument('--launch', default='', help='identifier shared by the workers of a launch')
+  parser.add_argument('--parent', type=int, default=os.getppid(), help='stop when it is gone')
+  args = parser.parse_args(argv)
+  args.cells = [name for names in args.cells for name in names.split(',') if name]
+  return args
+
+
+def _cores(text: str) -> set[int]:
+  return {int(core) for core in text.split(',')}
+
+
+def _train_run() -> Runner:
+  """The real runner. Imported only here, after affinity is set: jax counts cores as it loads."""
+  from transformer import train
+
+  return train.run
+
+
+def _run_cell(folder: Path, run: Runner, stopping: Stopping, launch: str) -> bool:
+  """Runs one cell if it is free; returns False if it was stopped. Raises OSError for a bad disk."""
+  claim = Claim.acquire(folder, launch)
+  if claim is None:
+    return True
+  try:
+    with _output_to(folder / 'log.txt'):
+      try:
+        control = Control(claim, stopping)
+        done = run(_config(folder), folder, control)
+      except Exception as e:
+        if not isinstance(e, ClaimLost) and not _is_stop(e):
+          traceback.print_exc()
+        raise
+    claim.commit({**done, 'code': code_digest()})
+  except ClaimLost:
+    pass
+  except Exception as e:
+    if _is_stop(e):
+      return False
+    if full := _disk_full(e):
+      raise full from e
+    with contextlib.suppress(ClaimLost):
+      claim.fail(_cause(e), _message(e), tail(folder / 'log.txt'))
+  finally:
+    claim.release()
+  return True
+
+
+def _config(folder: Path) -> Config:
+  path = folder / 'config.json'
+  tree = read_json(path)
+  if tree is None:
+    raise UserError(f'{path}: no such file; a launcher writes it before it starts a worker')
+  return Config.from_json(tree, str(path))
+
+
+def _is_stop(e: Exception) -> bool:
+  return type(e).__name__ == 'Stopped'  # transformer.train's, which this file cannot import
+
+
+def _cause(e: Exception) -> str:
+  if isinstance(e, UserError):
+    return 'refused'
+  return getattr(e, 'cause', '') or ('non-finite' if type(e).__name__ == 'NonFinite' else 'bug')
+
+
+def _message(e: Exception) -> str:
+  first = next((line for line in str(e).splitlines() if line.strip()), '')
+  kind = '' if isinstance(e, UserError) else type(e).__name__ + ': ' * bool(first)
+  return kind + first
+
+
+def _disk_full(e: BaseException) -> OSError | None:
+  """The OSError that no other cell will escape, however a library has wrapped it."""
+  while e is not None:
+    if isinstance(e, OSError) and e.errno in _FULL:
+      return e
+    if os.strerror(errno.ENOSPC) in str(e):
+      return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    e = e.__cause__ or e.__context__
+  return None
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+  """Appends all that this process prints, C++ and crash traces included, to `path`."""
+  kept = os.dup(1), os.dup(2)
+  log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+  for fd in (1, 2):
+    os.dup2(log, fd)
+  os.close(log)
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError):
+      sys.stdout.flush()
+      sys.stderr.flush()
+    for fd, old in zip((1, 2), kept, strict=True):
+      os.dup2(old, fd)
+      os.close(old)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,62 @@
+"""The real worker around a runner that does what the cell's name says. No jax."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from launch import worker
+from launch.control import Control
+from transformer.config import Config
+
+
+class Stopped(Exception):
+  pass
+
+
+class NonFinite(Exception):
+  pass
+
+
+def run(config: Config, folder: Path, control: Control) -> dict:
+  """Notes that it ran; then dies, fails, waits to be stopped, or works for a moment."""
+  kind = folder.name.partition('-')[0]
+  with open(folder.parents[1] / 'executions.txt', 'a') as f:
+    f.write(f'{folder.name.rpartition("-")[0]}\n')
+  print(f'running {folder.name}')
+  if kind == 'die':
+    os.kill(os.getpid(), signal.SIGKILL)
+  if kind == 'exit':
+    os._exit(3)
+  if kind == 'crash':
+    os.abort()
+  if kind == 'fail':
+    raise ValueError('no luck\nat all')
+  if kind == 'nan':
+    raise NonFinite('loss is nan at step 7')
+  if kind == 'full':
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / 'checkpoints'))
+  release = folder.parents[1] / 'go'  # cells called slow wait for this file
+  steps = 20 if kind == 'some' else 4
+  for step in range(steps):
+    control.beat(
+      step=step, steps=steps, loss=4.0 - step / steps, tokens_per_s=1e4, phase='training'
+    )
+    time.sleep(0.02)
+    while kind == 'slow' and not release.exists() and not control.stop:
+      time.sleep(0.01)
+    if control.stop:
+      control.check()
+      (folder / 'checkpoint').write_text(str(step))
+      raise Stopped
+  return {'step': steps, 'eval/loss': 3.5, 'tokens_per_s': 12345.0, 'seconds': 0.1, 'data': 'd'}
+
+
+if __name__ == '__main__':
+  sys.exit(worker.main(run=run))

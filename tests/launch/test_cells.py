@@ -1,0 +1,149 @@
+"""Names, order and staleness of cells; files that are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launch_fakes import ROOT, make_cells
+
+from launch import cells as cells_module
+from launch.cells import Cell, Claim, by_program, code_digest, stale, write_config
+from launch.files import read_json, tail, write_json
+from launch.machine import Seat, on_cpu, schedulable_cores, seats
+from transformer.config import Config, config_hash, resolve
+from transformer.errors import UserError
+
+
+@pytest.mark.parametrize(
+  ('name', 'readable'),
+  [
+    ('relu-seed0', 'relu-seed0'),
+    ('tfds:lm1b/θ x', 'tfds_lm1b_x'),
+    ('--help', 'help'),
+    ('../../x', '_.._x'),
+    ('', 'cell'),
+    ('y' * 300, 'y' * 80),
+  ],
+)
+def test_folder_names_are_safe(name: str, readable: str) -> None:
+  config = resolve(Config())
+  assert Cell(name, 'v', config).folder_name == f'{readable}-{config_hash(config)}'
+
+
+def test_cells_of_one_program_are_side_by_side_and_once() -> None:
+  relu, gelu = (resolve(Config().replace(**{'ffn.activation': a})) for a in ('relu', 'gelu'))
+  made = [
+    Cell(f'{n}{seed}', n, config.replace(seed=seed))
+    for seed in (0, 1)
+    for n, config in (('r', relu), ('g', gelu))
+  ]
+  assert [c.name for c in by_program([*made, made[0]])] == ['r0', 'r1', 'g0', 'g1']
+  assert [c.seed for c in made] == [0, 0, 1, 1]
+
+
+def test_stale_cells_were_made_by_other_code_or_data(tmp_path: Path) -> None:
+  cells = make_cells('same', 'code', 'data', 'todo')
+  for cell in cells:
+    write_config(cell, tmp_path)
+  for cell, done in zip(
+    cells,
+    [
+      {'code': code_digest(), 'data': 'd'},
+      {'code': 'other', 'data': 'd'},
+      {'code': code_digest(), 'data': 'other'},
+    ],
+    strict=False,
+  ):
+    Claim.acquire(cell.folder(tmp_path)).commit(done)
+  assert [c.name for c in stale(cells, tmp_path, 'd')] == ['code', 'data']
+  by_cell = {0: 'd', 1: 'd', 2: 'other', 3: ''}
+  assert [c.name for c in stale(cells, tmp_path, lambda c: by_cell[c.seed])] == ['code']
+  path = cells[0].folder(tmp_path) / 'done.json'
+  path.write_text('{')
+  with pytest.raises(UserError) as e:
+    stale(cells, tmp_path, 'd')
+  assert str(e.value) == f'{path}: not a JSON object; delete the file to compute it again'
+
+
+def test_the_code_digest_follows_content_and_name(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  class Library:
+    __file__ = str(tmp_path / '__init__.py')
+
+  monkeypatch.setattr(cells_module, 'transformer', Library)
+  digest, seen = code_digest.__wrapped__, set()
+  (tmp_path / 'sub').mkdir()
+  for path, text in (('a.py', 'x'), ('a.py', 'y'), ('sub/b.py', ''), ('note.txt', 'n')):
+    (tmp_path / path).write_text(text)
+    seen.add(digest())
+  (tmp_path / 'a.py').rename(tmp_path / 'c.py')
+  seen.add(digest())
+  assert len(seen) == 4  # note.txt is not code
+
+
+def test_a_failed_write_leaves_the_old_file_and_names_it(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  path = tmp_path / 'a.json'
+  write_json(path, {'a': 1})
+
+  def full(fd: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(OSError, match='No space left') as e:
+    write_json(path, {'a': 2})
+  assert e.value.filename == str(path)
+  assert read_json(path) == {'a': 1}
+  assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+
+
+def test_tail_starts_where_told(tmp_path: Path) -> None:
+  path = tmp_path / 'log'
+  path.write_text('old\nnew 1\nnew 2\n')
+  assert tail(path, start=4) == 'new 1\nnew 2'
+  assert tail(path, lines=1) == 'new 2'
+  assert tail(tmp_path / 'none') == ''
+
+
+def test_importing_the_launch_room_does_not_import_jax() -> None:
+  code = (
+    'import sys, launch.local, launch.worker; print({"jax", "flax", "rich"} & set(sys.modules))'
+  )
+  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
+  assert said.stdout == 'set()\n', said.stderr
+
+
+def test_seats(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr('launch.machine.schedulable_cores', lambda: [0, 1, 2, 5])
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  whole = Seat((), False, 0.0)
+  assert seats(0, 1) == [whole]
+  assert seats(1, 9) == [whole]
+  assert seats(0, 9) == [Seat((c,), True, 0.0) for c in (0, 1, 2, 5)]
+  assert seats(2, 9) == [Seat((0, 1), False, 0.0), Seat((2, 5), False, 0.0)]
+  assert seats(3, 9) == [Seat((c,), True, 0.0) for c in (0, 1, 2)]
+  assert seats(5, 9) == [Seat((), True, 0.0)] * 5
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda,cpu')
+  assert not on_cpu()
+  assert seats(0, 9) == [whole]
+  assert seats(2, 9) == [Seat((), False, 0.45)] * 2
+  monkeypatch.setattr('launch.machine.glob.glob', lambda pattern: [])
+  monkeypatch.delenv('JAX_PLATFORMS')
+  assert on_cpu()
+
+
+def test_a_seat_adds_to_the_flags_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setenv('XLA_FLAGS', '--xla_mine=1')
+  env = Seat((0,), True, 0.0).environment()
+  assert env['XLA_FLAGS'] == '--xla_mine=1 --xla_cpu_multi_thread_eigen=false'
+  assert env['OMP_NUM_THREADS'] == '1'
+  assert Seat((), False, 0.0).environment()['XLA_FLAGS'] == '--xla_mine=1'
+  assert set(schedulable_cores()) <= os.sched_getaffinity(0)

@@ -1,0 +1,135 @@
+"""The next better experiment: the exact command, and what it costs by what this one measured."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import statistics
+from dataclasses import dataclass
+
+from transformer.analysis import formats, stats, verdict
+from transformer.analysis.results import Cell, Results
+
+AIM = 8  # paired seeds for differences under .02 nats
+MOST = 16  # more seeds than this are asked only where nothing less helps
+LONGER = 4  # times the tokens
+
+
+@dataclass(frozen=True)
+class Step:
+  """One suggestion."""
+
+  why: str
+  command: str
+  cost: str
+
+
+def suggest(results: Results) -> list[Step]:
+  """Finishing what is open first, then more seeds where they help, then a larger budget."""
+  if not results.command:
+    return []
+  left = [c for c in results.cells if c.state != 'done']
+  steps = []
+  if left:
+    count = f'{len(left)} cell{"s" if len(left) > 1 else ""}'
+    why = f'Finish the {count} still open or failed; what is done is not computed again.'
+    steps.append(Step(why, results.command, _cost(results, [(c, 1, 1) for c in left])))
+  if len(results.variants) > 1 and results.done:
+    steps += _more_seeds(results)
+  if results.done:
+    steps += _longer(results)
+  return steps
+
+
+def _more_seeds(results: Results) -> list[Step]:
+  asked = max(len(v.cells) for v in results.variants)
+  wanted = _wanted_seeds(results, asked)
+  if wanted is None:
+    return []
+  first = min(c.seed for c in results.cells)
+  flags = {'seeds': f'{first}..{first + wanted - 1}'}
+  new = [(v.cells[0], 1, wanted - len(v.cells)) for v in results.variants]
+  why = f'{wanted} paired seeds in place of {asked}, to part what is tied; done cells are kept.'
+  return [Step(why, with_flags(results.command, flags), _cost(results, new))]
+
+
+def _wanted_seeds(results: Results, asked: int) -> int | None:
+  """Seeds that would settle the ties within MOST, or the easiest one; None if none can be."""
+  ties = [d for d in (v.difference for v in results.variants) if d and d.verdict == 'tie']
+  settles = [d.settle for d in ties if d.settle and not math.isinf(d.settle)]
+  if asked < stats.MIN_SEEDS + 2 and (ties or len(results.leaders) != 1):
+    settles.append(AIM)
+  settles = [math.ceil(s) for s in settles if s > asked]
+  if not settles:
+    return None
+  within = [s for s in settles if s <= MOST]
+  return max(within) if within else min(settles)
+
+
+def _longer(results: Results) -> list[Step]:
+  steps = results.setting('train.steps')
+  if not steps or results.variable == 'train.steps':
+    return []
+  folder = f'{results.workdir}-{LONGER}x'
+  flags = {'train.steps': str(LONGER * steps), 'workdir': folder}
+  tokens = verdict.train_tokens(results)
+  of = f' ({formats.short(LONGER * tokens)} each)' if tokens else ''
+  why = f'{LONGER} times the tokens{of}, to see whether the order holds as the budget grows.'
+  if len(results.variants) == 1:
+    why = f'{LONGER} times the tokens{of}.'
+  cells = [(v.cells[0], LONGER, len(v.cells)) for v in results.variants]
+  return [Step(why, with_flags(results.command, flags), _cost(results, cells))]
+
+
+def with_flags(command: str, flags: dict[str, str]) -> str:
+  """The command with flags set: replaced where given as --name=value or --name value, else added.
+
+  `flags` maps names without dashes to values.
+  """
+  words, out, left = shlex.split(command), [], dict(flags)
+  while words:
+    word = words.pop(0)
+    name, equals, _ = word.lstrip('-').partition('=')
+    if word.startswith('-') and name in flags:
+      if not equals and words:
+        words.pop(0)
+      if name in left:
+        out.append(f'--{name}={left.pop(name)}')
+    else:
+      out.append(word)
+  return shlex.join(out + [f'--{name}={value}' for name, value in left.items()])
+
+
+def _cost(results: Results, cells: list[tuple[Cell, float, int]]) -> str:
+  """'24 cells, about 2 min with 2 workers, 0.15 PFLOP' of (cell like these, times, how many)."""
+  count = sum(many for *_, many in cells)
+  parts = [f'{count} cell{"s" if count != 1 else ""}']
+  seconds = [_seconds(results, cell) for cell, *_ in cells]
+  if all(s is not None for s in seconds):
+    total = sum(s * times * many for s, (_, times, many) in zip(seconds, cells, strict=True))
+    workers = min(_workers(results), max(count, 1))
+    with_ = f'{workers} worker{"s" if workers > 1 else ""}'
+    parts.append(f'about {formats.duration(total / workers)} with {with_} at the speed seen here')
+  flops, tokens = [c.asked.get('flops_per_token') for c, *_ in cells], verdict.train_tokens(results)
+  if all(flops) and tokens:
+    total = sum(f * tokens * times * many for f, (_, times, many) in zip(flops, cells, strict=True))
+    parts.append(formats.short(total, 'FLOP'))
+  return ', '.join(parts)
+
+
+def _seconds(results: Results, cell: Cell) -> float | None:
+  """Median seconds of the finished cells of the same variant, else of any."""
+  timed = [c for c in results.done if c.result.get('seconds')]
+  same = [c.result['seconds'] for c in timed if c.variant == cell.variant]
+  found = same or [c.result['seconds'] for c in timed]
+  return statistics.median(found) if found else None
+
+
+def _workers(results: Results) -> int:
+  """--launch.workers, else one a core on CPU and one on an accelerator."""
+  asked = results.setting('launch.workers')
+  if asked:
+    return asked
+  places = [c.provenance for c in results.done if c.provenance.get('cores')]
+  on_cpu = [p for p in places if 'cpu' in str(p.get('device', 'cpu')).lower()]
+  return int(on_cpu[-1]['cores']) if on_cpu else 1

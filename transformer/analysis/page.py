@@ -1,0 +1,129 @@
+"""report.html: one self-contained file without scripts, light or dark as the reader's system is."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html import escape
+
+from transformer.analysis import facts, method, next_step, table, verdict
+from transformer.analysis.plots import Plot
+from transformer.analysis.results import Results, Variant
+from transformer.analysis.style import CSS
+
+
+def html(results: Results, plots: list[Plot]) -> str:
+  """The whole page; every text from a folder is escaped."""
+  parts = [
+    _head(results),
+    _answer(results),
+    _next(results),
+    _section('Results', _table(results)),
+    ''.join(_figure(p) for p in plots),
+    _failed(results),
+    _section('Unfinished cells', _list(facts.unfinished(results))),
+    _section('Notes', _list(results.notes)),
+    _section('Data', _definitions(facts.data(results))),
+    _section('Provenance', _definitions(facts.provenance(results))),
+    _section('Protocol', _list(method.protocol(results))),
+    _section('How each number is made', _list(method.numbers(results))),
+  ]
+  title = escape(results.question or results.name)
+  return (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f'<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n'
+    f'{"".join(parts)}</main>\n</body>\n</html>\n'
+  )
+
+
+def _prose(text: str) -> str:
+  """Escapes, and sets `names` in bold."""
+  return re.sub(r'`([^`]+)`', r'<b class="name">\1</b>', escape(text))
+
+
+def _section(title: str, body: str) -> str:
+  return f'<section>\n<h2>{title}</h2>\n{body}</section>\n' if body else ''
+
+
+def _list(items) -> str:
+  lines = ''.join(f'<li>{_prose(item)}</li>\n' for item in items)
+  return f'<ul class="small">\n{lines}</ul>\n' if lines else ''
+
+
+def _definitions(items: list[tuple[str, str]]) -> str:
+  rows = ''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>\n' for k, v in items)
+  return f'<dl>\n{rows}</dl>\n' if rows else ''
+
+
+def _head(results: Results) -> str:
+  name = escape(results.name)
+  return f'<p class="kicker">{name}</p>\n<h1>{escape(results.question or results.name)}</h1>\n'
+
+
+def _answer(results: Results) -> str:
+  a = verdict.answer(results)
+  found = _prose(a.found[:1].upper() + a.found[1:] if a.found[:1] != '`' else a.found)
+  where = f'<p class="where">{_prose(a.where)}:</p>\n' if a.where else ''
+  details = ''.join(f'<li>{_prose(d)}</li>\n' for d in a.details)
+  return (
+    f'<section class="answer">\n{where}<p class="found">{found}</p>\n<ul>\n{details}</ul>\n'
+    '</section>\n'
+  )
+
+
+def _next(results: Results) -> str:
+  body = ''.join(
+    f'<div class="step"><p>{_prose(s.why)}</p>\n<pre>{escape(s.command)}</pre>\n'
+    f'<p class="cost">Cost: {escape(s.cost)}.</p></div>\n'
+    for s in next_step.suggest(results)
+  )
+  return _section('The next better experiment', body)
+
+
+def _table(results: Results) -> str:
+  columns = table.columns(results)
+  head = ''.join(
+    f'<th scope="col"{_class("text" if c.text else "")}>{escape(c.heading)}</th>' for c in columns
+  )
+  rows = ''.join(_row(results, columns, v) for v in results.ranked)
+  return (
+    f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n'
+    '</table></div>\n'
+  )
+
+
+def _row(results: Results, columns: list[table.Column], variant: Variant) -> str:
+  first, *rest = columns
+  cells = f'<th scope="row" class="text">{escape(first.show(variant))}</th>'
+  for c in rest:
+    text = c.show(variant)
+    kind = text.split()[-1] if text in table.VERDICTS else ''
+    kind = 'few' if kind == 'seeds' else kind
+    cells += f'<td{_class(" ".join(filter(None, ["text" if c.text else "", kind])))}>'
+    cells += f'{escape(text)}</td>'
+  return f'<tr{_class("baseline" if variant.name == results.baseline else "")}>{cells}</tr>\n'
+
+
+def _class(name: str) -> str:
+  return f' class="{name}"' if name else ''
+
+
+def _figure(plot: Plot) -> str:
+  light, dark = (base64.b64encode(image).decode() for image in (plot.light, plot.dark))
+  caption = escape(plot.caption)
+  return (
+    '<figure>\n<picture>'
+    f'<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">'
+    f'<img alt="{caption}" src="data:image/png;base64,{light}"></picture>\n'
+    f'<figcaption>{caption}</figcaption>\n</figure>\n'
+  )
+
+
+def _failed(results: Results) -> str:
+  body = ''
+  for cell in results.by_state('failed'):
+    title, tail = facts.failure(cell)
+    body += f'<p><b class="name">{escape(cell.name)}</b>: {escape(title)}</p>\n'
+    body += f'<pre>{escape(tail)}</pre>\n' if tail else ''
+  return _section('Failed cells', body)

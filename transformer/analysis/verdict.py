@@ -1,0 +1,305 @@
+"""The answer in plain sentences, saying no more than the finished cells support.
+
+Sentences carry names between backticks; each way of showing them decides what that looks like.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from transformer.analysis import formats, stats
+from transformer.analysis.results import Results, Variant
+
+TOLERANCE = 0.005  # of a matched budget
+VERDICTS = ('better', 'tie', 'worse')
+
+
+@dataclass(frozen=True)
+class Answer:
+  """Where it was found, what was found there, and what else there is to say about it."""
+
+  where: str  # '' where nothing is finished
+  found: str
+  details: tuple[str, ...]
+
+
+def answer(results: Results) -> Answer:
+  """What won, what tied, what would settle it, what to mistrust."""
+  if not results.done:
+    return Answer('', 'No cell is finished yet, so there is no answer.', tuple(_doubts(results)))
+  if len(results.variants) == 1:
+    found = _single(results)
+  elif not results.baseline:
+    found = _without_baseline(results)
+  else:
+    found = _against_baseline(results)
+  details = [*found[1:], *_references(results), *_doubts(results), _caveat(results)]
+  return Answer(f'At {conditions(results)}', found[0], tuple(details))
+
+
+def sentences(results: Results) -> list[str]:
+  """The answer as running text."""
+  a = answer(results)
+  return [f'{a.where}: {a.found}' if a.where else a.found, *a.details]
+
+
+def conditions(results: Results) -> str:
+  """'d_model 96, 2 layers, … fixed learning rate 0.008': shape, budget, seeds and tuning."""
+  parts = [f'd_model {_range(results, "d_model", "model.d_model")}']
+  parts += _settings(results, (('model.num_layers', '{} layers'), ('data.seq_len', 'context {}')))
+  parts += [_tokens(results), _budget(results), seeds_text(results), _rate(results)]
+  return ', '.join(p for p in parts if p)
+
+
+def _range(results: Results, key: str, setting: str) -> str:
+  values = {v.asked(key) for v in results.variants} - {None}
+  low, high = (min(values), max(values)) if values else (results.setting(setting),) * 2
+  return f'{low}' if low == high else f'{low} to {high}'
+
+
+def _settings(results: Results, wanted: Iterable[tuple[str, str]]) -> list[str]:
+  found = []
+  for path, template in wanted:
+    values = results.settings(path)
+    if values and path != results.variable:
+      found.append(template.format(' to '.join(str(v) for v in sorted({values[0], values[-1]}))))
+  return found
+
+
+def train_tokens(results: Results) -> int | None:
+  """Tokens that one cell trains on, by the base config."""
+  factors = [results.setting(p) for p in ('train.steps', 'data.batch_size', 'data.seq_len')]
+  return math.prod(factors) if all(factors) else None
+
+
+def _tokens(results: Results) -> str:
+  tokens, source = train_tokens(results), results.setting('data.source')
+  if tokens is None:
+    return ''
+  what = f' of {source} text' if source and results.variable != 'data.source' else ''
+  return f'{formats.short(tokens)} tokens{what}'
+
+
+def _budget(results: Results) -> str:
+  """'equal parameters (319,968)', or by how much the variants differ."""
+  key = 'flops_per_token' if results.match == 'flops' else 'params'
+  what = 'training FLOPs per token' if results.match == 'flops' else 'parameters'
+  values = [v.asked(key) for v in results.variants if v.asked(key)]
+  if not values:
+    return ''
+  low, high = min(values), max(values)
+  if len(results.variants) == 1:
+    return f'{formats.count(low)} {what}'
+  if low == high:
+    return f'equal {what} ({formats.count(low)})'
+  span = f'{formats.count(low)} to {formats.count(high)}'
+  if results.match in ('params', 'flops'):
+    return f'{what} equal within {100 * (high - low) / low:.2g} % ({span})'
+  return f'{what} not matched ({span})'
+
+
+def seeds_text(results: Results) -> str:
+  """'4 paired seeds', '2 to 3 of 4 paired seeds', '1 seed'."""
+  asked = max(len(v.cells) for v in results.variants)
+  done = sorted({len(v.done) for v in results.variants})
+  paired = 'paired ' if len(results.variants) > 1 else ''
+  noun = f'{paired}seed{"s" if asked != 1 else ""}'
+  if done == [asked]:
+    return f'{asked} {noun}'
+  span = f'{done[0]}' if len(done) == 1 else f'{done[0]} to {done[-1]}'
+  return f'{span} of {asked} {noun}'
+
+
+def _rate(results: Results) -> str:
+  rates = results.settings('optim.learning_rate')
+  if not rates or results.variable == 'optim.learning_rate':
+    return ''
+  if len(rates) == 1:
+    return f'{"fixed " if len(results.variants) > 1 else ""}learning rate {rates[0]:g}'
+  return f'learning rates {rates[0]:g} to {rates[-1]:g}'
+
+
+def _single(results: Results) -> list[str]:
+  variant = results.variants[0]
+  bits = variant.sample('eval/bits_per_byte')
+  in_bits = f' ({formats.with_interval(bits)} bits per byte)' if bits.n else ''
+  loss = formats.with_interval(variant.loss)
+  return [f'the held-out loss is {loss} nats per token{in_bits}.']
+
+
+def _without_baseline(results: Results) -> list[str]:
+  best = min((v for v in results.variants if v.done), key=lambda v: v.loss.mean)
+  loss = formats.with_interval(best.loss)
+  found = f'the lowest mean held-out loss is {loss} nats per token, by {_name(results, best)}.'
+  few = [v for v in results.variants if v.loss.n < stats.MIN_SEEDS]
+  return [found, *_leaders(results), *_too_few(results, few)]
+
+
+def _too_few(results: Results, few: list[Variant]) -> list[str]:
+  if not few:
+    return []
+  who = 'any variant' if len(few) == len(results.variants) else _names(results, few)
+  return [f'Too few seeds for a verdict on {who}: it takes {stats.MIN_SEEDS}.']
+
+
+def _against_baseline(results: Results) -> list[str]:
+  others = [v for v in results.variants if v.difference and v.difference.sample.n]
+  others.sort(key=lambda v: v.difference.sample.mean)
+  groups = {name: [v for v in others if v.difference.verdict == name] for name in VERDICTS}
+  base, parts = f'`{results.label(results.baseline)}`', []
+  if better := groups['better']:
+    parts.append(f'{_differences(results, better)} beat{_s(better)} {base}')
+  if worse := groups['worse'][::-1]:
+    parts.append(f'{_differences(results, worse)} {_is(worse)} worse than {base}')
+  if ties := groups['tie']:
+    parts.append(f'{_differences(results, ties)} {"ties" if len(ties) == 1 else "tie"} with {base}')
+  if not parts:
+    return ['too few seeds for a verdict.', *_first_look(results, others)]
+  few = [v for v in results.variants if v.difference and v.difference.p is None]
+  return [
+    '; '.join(parts) + '.',
+    *_too_few(results, few),
+    *_leaders(results),
+    *_settle(results, ties),
+  ]
+
+
+def _first_look(results: Results, shown: list[Variant]) -> list[str]:
+  """With too few seeds: the means, called what they are."""
+  if not shown:
+    return []
+  base = results.label(results.baseline)
+  return [
+    f'So far, without an interval, the differences to `{base}` are {_differences(results, shown)} '
+    'nats per token.'
+  ]
+
+
+def _differences(results: Results, variants: list[Variant]) -> str:
+  shown = ((v, formats.with_interval(v.difference.sample, sign=True)) for v in variants)
+  return formats.listing([f'{_name(results, v)} ({text})' for v, text in shown])
+
+
+def _leaders(results: Results) -> list[str]:
+  """Which of the others cannot be told from the best; nothing where the best is not worth it."""
+  by_name = {v.name: v for v in results.variants}
+  found = [by_name[name] for name in results.leaders]
+  if not found:
+    return []
+  best, ties = found[0], found[1:]
+  besides = f' besides `{results.label(results.baseline)}`' if results.baseline else ''
+  start = f'The lowest mean{besides} is that of {_name(results, best)}'
+  if not ties:
+    return [f'{start}, clear of every other variant.']
+  return [f'{start}; {_names(results, ties)} cannot be told apart from it.']
+
+
+def _settle(results: Results, ties: list[Variant]) -> list[str]:
+  """How many seeds the ties would take."""
+  if not ties:
+    return []
+  many = [settle_text(v.difference.settle) for v in ties]
+  many[0] += ' paired seeds'
+  found = [f'{n} for {_name(results, v)}' for n, v in zip(many, ties, strict=True)]
+  text = [
+    'To show a difference of the size seen, if it is the true one, would take about '
+    f'{formats.listing(found)}.'
+  ]
+  nearly = [v for v in ties if v.difference.lost_to_holm]
+  if nearly:
+    text.append(
+      f'The interval of {_names(results, nearly)} leaves out zero, but that is not enough over '
+      f'{len(results.variants) - 1} comparisons (Holm).'
+    )
+  return text
+
+
+def settle_text(seeds: float | None) -> str:
+  """'9', '> 64', –."""
+  if seeds is None:
+    return formats.NONE
+  return f'> {stats.CAP}' if math.isinf(seeds) else f'{seeds:.0f}'
+
+
+def _references(results: Results) -> list[str]:
+  """Whether the models learned more than pairs of tokens tell."""
+  bigram = results.references.get('bigram')
+  if bigram is None:
+    return []
+  above = [v for v in results.ranked if v.done and v.loss.mean >= bigram]
+  shown = f'a bigram count ({formats.loss(bigram)} nats per token)'
+  if not above:
+    who = 'Every variant is' if len(results.variants) > 1 else 'That is'
+    return [f'{who} better than {shown}.']
+  if len(results.variants) == 1:
+    return [f'That is no better than {shown}: train longer before concluding anything.']
+  return [
+    f'{_names(results, above)} {_is(above)} no better than {shown}: such a model shows little.'
+  ]
+
+
+def _doubts(results: Results) -> list[str]:
+  found = []
+  for (variant, seed), away in results.outliers.items():
+    where = f'{formats.loss(abs(away))} nats {"above" if away > 0 else "below"} the median'
+    found.append(
+      f'Seed {seed} of `{results.label(variant)}` lies {where} of its siblings; it is kept, '
+      'look at its curve.'
+    )
+  found += _off_target(results)
+  failed = len(results.by_state('failed'))
+  open_ = len(results.by_state('unfinished', 'waiting'))
+  if failed:
+    found.append(f'Failed, and missing above: {failed} of {len(results.cells)} cells.')
+  if open_:
+    found.append(f'Provisional: {open_} of {len(results.cells)} cells are not finished.')
+  return found
+
+
+def _off_target(results: Results) -> list[str]:
+  if results.match not in ('params', 'flops'):
+    return []
+  off = [v for v in results.variants if abs(off_target(results, v) or 0) > TOLERANCE]
+  if not off:
+    return []
+  return [f'{_names(results, off)} {_is(off)} over {100 * TOLERANCE:g} % off the matched budget.']
+
+
+def off_target(results: Results, variant: Variant) -> float | None:
+  """Achieved over target minus one, of the matched budget; the target is the baseline's."""
+  key = 'flops_per_token' if results.match == 'flops' else 'params'
+  targets = [v.asked(key) for v in results.variants if v.name == results.baseline]
+  target = targets[0] if targets else results.variants[0].asked(key)
+  achieved = variant.asked(key)
+  return achieved / target - 1 if achieved and target else None
+
+
+def _caveat(results: Results) -> str:
+  if len(results.variants) == 1:
+    return 'One run has no error bar: seeds differ, so compare with paired seeds, not with this.'
+  rates = results.settings('optim.learning_rate')
+  tuned = 'one learning rate for all, tuned for none' if len(rates) == 1 else 'these rates'
+  if results.variable == 'optim.learning_rate':
+    tuned = 'this schedule'
+  return (
+    f'This holds for this shape, this budget and {tuned}; the order, even its sign, may change '
+    'with any of them.'
+  )
+
+
+def _name(results: Results, variant: Variant) -> str:
+  return f'`{results.label(variant.name)}`'
+
+
+def _names(results: Results, variants: Iterable[Variant]) -> str:
+  return formats.listing([_name(results, v) for v in variants])
+
+
+def _is(group: list) -> str:
+  return 'is' if len(group) == 1 else 'are'
+
+
+def _s(group: list) -> str:
+  return 's' if len(group) == 1 else ''

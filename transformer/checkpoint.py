@@ -1,0 +1,96 @@
+"""Checkpoints by orbax: the newest and the best are kept; a save is complete or does not exist."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer.errors import UserError
+from transformer.state import TrainState
+
+_SAVED = ('step', 'params', 'opt_state', 'model_state', 'key', 'bad_steps', 'skipped')
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `folder`. Saves run beside the training that follows them."""
+
+  def __init__(self, folder: Path, keep_last: int = 1, keep_best: int = 1):
+    import orbax.checkpoint as ocp  # seconds to import, and not needed to train without saving
+    from orbax.checkpoint import checkpoint_managers as managers
+
+    logging.getLogger('absl').setLevel(logging.WARNING)  # orbax tells of every file it touches
+    self._ocp = ocp
+    best = managers.BestN(
+      get_metric_fn=lambda metrics: metrics['eval/loss'],
+      reverse=True,  # orbax keeps the end of the order
+      n=keep_best,
+      keep_checkpoints_without_metrics=False,
+    )
+    keep = managers.AnyPreservationPolicy([managers.LatestN(keep_last), best])
+    self._manager = ocp.CheckpointManager(
+      folder.absolute(),
+      options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
+    )
+
+  def save(self, state: TrainState, host: dict, metrics: dict[str, float] | None) -> None:
+    """Starts saving `state` and plain `host` data under the state's step.
+
+    metrics: of an evaluation at this very step, or None. Returns before the save is complete.
+    """
+    step = int(state.step)
+    if step == self._manager.latest_step():
+      return
+    args = self._ocp.args.Composite(
+      state=self._ocp.args.StandardSave(_saved(state)), host=self._ocp.args.JsonSave(host)
+    )
+    self._manager.save(step, args=args, metrics=metrics)
+
+  def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict] | None:
+    """The newest state (or that of `step`) and its host data, or None where there is none.
+
+    like: a state of the wanted shapes and placement; gives `hyper`, which is not saved.
+    """
+    step = self._manager.latest_step() if step is None else step
+    if step is None:
+      return None
+    target = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, _saved(like))
+    args = self._ocp.args.Composite(
+      state=self._ocp.args.StandardRestore(target), host=self._ocp.args.JsonRestore()
+    )
+    found = self._manager.restore(step, args=args)
+    return like.replace(**found.state), found.host
+
+  def wait(self) -> None:
+    """Returns once every save is complete."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits and lets go of the folder."""
+    self._manager.close()
+
+
+def load_params(folder: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
+  """(step, parameters as NumPy arrays) of the newest checkpoint in a `checkpoints` folder.
+
+  Raises UserError naming the folder if there is none.
+  """
+  import orbax.checkpoint as ocp
+
+  logging.getLogger('absl').setLevel(logging.WARNING)
+  steps = sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
+  if not steps or (step is not None and step not in steps):
+    raise UserError(f'{folder}: no checkpoint{"" if step is None else f" of step {step}"} in it')
+  step = steps[-1] if step is None else step
+  with ocp.StandardCheckpointer() as reader:
+    path = folder.absolute() / str(step) / 'state'
+    tree = reader.metadata(path).item_metadata
+    restore = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(tree))
+    return step, reader.restore(path, restore)['params']
+
+
+def _saved(state: TrainState) -> dict:
+  return {name: getattr(state, name) for name in _SAVED}

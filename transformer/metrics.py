@@ -1,0 +1,155 @@
+"""metrics.jsonl: exact rows, written without waiting for the device at every step.
+
+A step's metrics stay on the device until the step after a logging step has been sent off; then the
+rows up to it are fetched, summed on the host in float64 and written. Sums that are not yet a row
+are part of a checkpoint, so that a resumed run writes the rows an undisturbed one would have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from transformer.errors import UserError
+
+FILE = 'metrics.jsonl'
+
+
+class MetricsLog:
+  """The metrics of one run.
+
+  folder: the run's. step: where the run stands; rows past it are dropped. sums: unwritten sums of
+  the checkpoint resumed from. every: steps between rows. tokens: a step's, for perf/tokens_per_s.
+  """
+
+  def __init__(
+    self,
+    folder: Path,
+    step: int,
+    sums: dict[str, list[float]],
+    every: int,
+    tokens: int,
+    tensorboard: bool = False,
+  ):
+    _drop_rows_past(folder / FILE, step)
+    self._file = open(folder / FILE, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
+    self._board = _board(folder / 'tensorboard') if tensorboard else None
+    self._sums = {name: list(pair) for name, pair in sums.items()}
+    self._every, self._tokens = every, tokens
+    self._pending: list[tuple[int, dict]] = []
+    self._since, self._steps = time.perf_counter(), 0
+    self.last: dict[str, float] = {}
+
+  @property
+  def sums(self) -> dict[str, list[float]]:
+    """What has been fetched but is not yet a row."""
+    return self._sums
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes note of a step's metrics, still on the device: name -> (sum, count)."""
+    self._pending.append((step, metrics))
+
+  def due(self, step: int) -> bool:
+    """Whether rows are waiting that end before `step`."""
+    return any(s % self._every == 0 and s < step for s, _ in self._pending)
+
+  def flush(self, watch: Callable[[int, dict], None]) -> None:
+    """Fetches all pending metrics, writes the rows that are complete; `watch` sees every step."""
+    pending, self._pending = self._pending, []
+    for (step, _), values in zip(pending, jax.device_get([m for _, m in pending]), strict=True):
+      self._steps += 1
+      for name, (total, count) in values.items():
+        pair = self._sums.setdefault(name, [0.0, 0.0])
+        pair[0] += float(total)
+        pair[1] += float(count)
+      if step % self._every == 0:
+        self._row(step)
+      watch(step, values)
+
+  def pause(self) -> None:
+    """Leaves what happens until `resume` (evaluation, saving) out of perf/."""
+    self._since = time.perf_counter() - self._since
+
+  def resume(self) -> None:
+    """Ends `pause`."""
+    self._since = time.perf_counter() - self._since
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Writes one row."""
+    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    if self._board:
+      self._board(step, values)
+    self.last = {**self.last, **values}
+
+  def sync(self) -> None:
+    """Returns once every written row is on disk."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    """Syncs and lets go of the files."""
+    self.sync()
+    self._file.close()
+
+  def _row(self, step: int) -> None:
+    sums, self._sums = self._sums, {}
+    row = {n: total / count for n, (total, count) in sums.items() if count and '/' in n}
+    row['train/skipped_steps'] = sums['train/skipped_steps'][0]
+    now = time.perf_counter()
+    seconds = max(now - self._since, 1e-9) / max(self._steps, 1)
+    self._since, self._steps = now, 0
+    row |= {'perf/step_ms': 1e3 * seconds, 'perf/tokens_per_s': self._tokens / seconds}
+    self.write(step, row)
+
+
+def read(path: Path) -> list[dict]:
+  """The rows of a metrics.jsonl; a last line cut short by a kill is left out.
+
+  Raises UserError naming file and line for any other damage.
+  """
+  if not path.exists():
+    return []
+  rows, lines = [], path.read_text(encoding='utf-8').split('\n')
+  for number, line in enumerate(lines, 1):
+    try:
+      if line:
+        rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      if number < len(lines):
+        raise UserError(f'{path}: line {number} is not JSON; remove it or the cell') from None
+  return rows
+
+
+def _drop_rows_past(path: Path, step: int) -> None:
+  rows = [row for row in read(path) if row['step'] <= step]
+  temporary = path.with_suffix('.tmp')
+  with open(temporary, 'w', encoding='utf-8') as f:
+    f.writelines(json.dumps(row) + '\n' for row in rows)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
+
+
+def _board(folder: Path) -> Callable[[int, dict[str, float]], None]:
+  """A writer of TensorBoard event files that needs no TensorFlow."""
+  try:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+  except ImportError:
+    raise UserError(
+      "--train.tensorboard: needs the extra: pip install 'isoffn[tensorboard]'"
+    ) from None
+  writer = EventFileWriter(str(folder))
+
+  def write(step: int, values: dict[str, float]) -> None:
+    scalars = [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
+    writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
+    writer.flush()
+
+  return write

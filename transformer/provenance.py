@@ -1,0 +1,95 @@
+"""Where a result comes from: code, versions, machine and data, beside every run."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from transformer.config import Config, config_hash
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tokenizers', 'numpy')
+_ROOT = Path(__file__).parent
+
+
+@functools.cache
+def code_digest() -> str:
+  """Sixteen hex digits over the library's source, in the order of its paths."""
+  total = hashlib.sha256()
+  for path in sorted(_ROOT.rglob('*.py')):
+    total.update(str(path.relative_to(_ROOT)).encode() + b'\0' + path.read_bytes() + b'\0')
+  return total.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+  """Package -> installed version, of what a result may depend on."""
+  found = {}
+  for name in _PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def git_commit() -> str:
+  """The checkout's commit, '-dirty' appended if files differ from it; '' outside a checkout."""
+
+  def git(*args: str) -> str:
+    command = ['git', '-C', str(_ROOT), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+  try:
+    return git('rev-parse', 'HEAD') + ('-dirty' if git('status', '--porcelain', '-uno') else '')
+  except (OSError, subprocess.CalledProcessError):
+    return ''
+
+
+def cpu_model() -> str:
+  """The processor's name."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    return next(x.partition(':')[2].strip() for x in lines if x.startswith('model name'))
+  except (OSError, StopIteration):
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+  """Cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def describe() -> dict:
+  """Code, versions and machine of this process. Starts jax."""
+  import jax
+
+  devices = jax.devices()
+  return {
+    'git_commit': git_commit(),
+    'code': code_digest(),
+    'versions': versions(),
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'device': f'{len(devices)} x {devices[0].device_kind}',
+    'cpu': cpu_model(),
+    'cores': cores(),
+  }
+
+
+def write(folder: Path, config: Config, fingerprint: str, info: dict) -> None:
+  """Writes provenance.json into a run's folder."""
+  record = {
+    'config_hash': config_hash(config),
+    **describe(),
+    'data': {'fingerprint': fingerprint, **info},
+    'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }
+  temporary = folder / 'provenance.json.tmp'
+  temporary.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
+  os.replace(temporary, folder / 'provenance.json')

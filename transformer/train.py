@@ -1,0 +1,209 @@
+"""One run, from a resolved config and a folder to a result; resumable at any point.
+
+`Program` is what compiling gives and cells of equal static key share; `run` is one cell's life.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from transformer import count, data, parallel, provenance, state, step
+from transformer.checkpoint import Checkpoints
+from transformer.config import Config, resolve, static_key
+from transformer.errors import UserError
+from transformer.metrics import FILE, MetricsLog, read
+from transformer.state import TrainState
+
+
+class Stopped(Exception):
+  """The run was asked to stop; it has saved itself and can be continued."""
+
+
+class NonFinite(Exception):
+  """Too many steps in a row with a loss or gradient that is not finite."""
+
+  cause = 'non-finite'
+
+
+class Control:
+  """How a run is watched and stopped from outside; this one does nothing."""
+
+  stop = False
+
+  def check(self) -> None:
+    """Raises if the run's claim on its folder is lost."""
+
+  def beat(self, **progress: object) -> None:
+    """Takes note of progress: step, steps, loss, tokens_per_s, phase."""
+
+
+class Program:
+  """The compiled steps of every config with one static key, on one layout of devices."""
+
+  def __init__(self, config: Config):
+    self.executor = parallel.make(config)
+    self._create = self.executor.compile_init(functools.partial(state.create, config))
+    self.train_step = self.executor.compile(functools.partial(step.train_step, config))
+    self.eval_step = self.executor.compile_eval(functools.partial(step.eval_step, config))
+    self._rows = np.arange(config.data.batch_size, dtype=np.int32)
+
+  def init(self, config: Config) -> TrainState:
+    """The state of `config` before step 0."""
+    return self._create(np.uint32(config.seed), state.hyper_arrays(config))
+
+  def put(self, tokens: np.ndarray) -> dict:
+    """A host batch (B, T+1) on the devices."""
+    return self.executor.put({'tokens': tokens, 'rows': self._rows})
+
+
+_programs: dict[str, Program] = {}
+
+
+def program(config: Config) -> Program:
+  """The program of a resolved config. The last one is kept: cells of equal shape come in a row."""
+  key = f'{config.parallel} {config.model.unroll} {static_key(config)}'
+  if key not in _programs:
+    _programs.clear()
+    _programs[key] = Program(config)
+  return _programs[key]
+
+
+def run(config: Config, folder: Path, control: Control | None = None) -> dict:
+  """Trains, evaluates and saves one run in `folder`, from where it stands there.
+
+  Returns what done.json holds. Raises Stopped when `control` asked for it and the run has saved
+  itself, NonFinite when the run diverged, UserError for what the user can mend.
+  """
+  if resolve(config) != config:
+    raise ValueError('train.run takes a resolved config')
+  return _Run(config, folder, control or Control()).go()
+
+
+class _Run:
+  """One cell's life; `go` is its story."""
+
+  def __init__(self, config: Config, folder: Path, control: Control):
+    self.config, self.folder, self.control = config, folder, control
+    self.tokens = config.data.batch_size * config.data.seq_len
+    self.last_norm = math.nan
+    self.start, self.before = time.perf_counter(), 0.0  # seconds of earlier sittings
+
+  def go(self) -> dict:
+    train, steps = self.config.train, self.config.train.steps
+    self._beat(0, 'preparing')
+    self.data = data.load(self.config)
+    self.program = program(self.config)
+    provenance.write(self.folder, self.config, self.data.fingerprint, self.data.info)
+    self.checkpoints = Checkpoints(self.folder / 'checkpoints', train.keep_last, train.keep_best)
+    current, begin, sums = self._restore()
+    self.log = MetricsLog(self.folder, begin, sums, train.log_every, self.tokens, train.tensorboard)
+    try:
+      evaluated: dict[str, float] = {}
+      self._beat(begin, 'compiling')
+      for i in range(begin, steps):
+        current, metrics = self.program.train_step(
+          current, self.program.put(self.data.train_batch(i))
+        )
+        now = i + 1
+        self.log.add(now, metrics)
+        if self.log.due(now):
+          self.log.flush(self._watch)
+          self._beat(now, 'training')
+        last = now == steps
+        evaluate = last or now % train.eval_every == 0
+        if evaluate or now % train.checkpoint_every == 0 or self.control.stop:
+          self.log.flush(self._watch)
+          self.log.pause()
+          evaluated = self._evaluate(current, now) if evaluate else {}
+          self._save(current, now, evaluated)
+          if self.control.stop and not last:
+            self.checkpoints.wait()
+            raise Stopped(f'stopped at step {now} of {steps}')
+          self.log.resume()
+      if not evaluated:  # resumed after the last step
+        evaluated = self._evaluate(current, steps)
+    finally:
+      self.log.close()
+      self.checkpoints.close()
+    return self._result(current, evaluated)
+
+  def _restore(self) -> tuple[TrainState, int, dict]:
+    fresh = self.program.init(self.config)
+    like = self.program.executor.fetch(fresh)
+    found = self.checkpoints.restore(like)
+    if found is None:
+      return fresh, 0, {}
+    restored, host = found
+    if host['data'] != self.data.fingerprint:
+      raise UserError(
+        f'{self.folder}: was trained on other data ({host["data"][:8]}, now '
+        f'{self.data.fingerprint[:8]}); choose another --workdir or --recompute'
+      )
+    self.before = host['seconds']
+    return self.program.executor.place(restored), int(restored.step), host['sums']
+
+  def _evaluate(self, current: TrainState, now: int) -> dict[str, float]:
+    """Mean loss over all held-out tokens, as a row."""
+    self._beat(now, 'evaluating')
+    sums = [
+      self.program.eval_step(current.params, self.program.put(tokens))
+      for tokens in self.data.eval_batches()
+    ]
+    nats, targets = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
+    row = {'eval/loss': float(nats / targets)}
+    if self.data.held_out_bytes:
+      row['eval/bits_per_byte'] = float(nats / math.log(2) / self.data.held_out_bytes)
+    self.log.write(now, row)
+    return row
+
+  def _save(self, current: TrainState, now: int, evaluated: dict[str, float]) -> None:
+    """Rows first, then the checkpoint that stands for them."""
+    self._beat(now, 'saving')
+    self.control.check()
+    self.log.sync()
+    seconds = self.before + time.perf_counter() - self.start
+    host = {'sums': self.log.sums, 'data': self.data.fingerprint, 'seconds': seconds}
+    self.checkpoints.save(self.program.executor.fetch(current), host, evaluated or None)
+
+  def _watch(self, now: int, metrics: dict) -> None:
+    """Ends a run that keeps diverging."""
+    in_a_row, norm = metrics['bad']
+    rate = float(metrics['train/learning_rate'][0])
+    if not in_a_row:
+      self.last_norm = float(norm)
+    elif in_a_row >= self.config.train.max_bad_steps:
+      raise NonFinite(
+        f'{int(in_a_row)} steps in a row without a finite loss and gradient, up to step {now}: '
+        f'learning rate {rate:.3g}, gradient norm {norm:.3g}, last finite one '
+        f'{self.last_norm:.3g} (--train.max_bad_steps={self.config.train.max_bad_steps})'
+      )
+
+  def _beat(self, now: int, phase: str) -> None:
+    last = self.log.last if hasattr(self, 'log') else {}
+    self.control.beat(
+      step=now,
+      steps=self.config.train.steps,
+      loss=last.get('train/loss'),
+      tokens_per_s=last.get('perf/tokens_per_s'),
+      phase=phase,
+    )
+
+  def _result(self, current: TrainState, evaluated: dict[str, float]) -> dict:
+    rates = [r['perf/tokens_per_s'] for r in read(self.folder / FILE) if 'perf/tokens_per_s' in r]
+    rates = sorted(rates[1:] or rates)  # the first one holds the compilation
+    return {
+      'step': self.config.train.steps,
+      **evaluated,
+      'tokens_per_s': rates[len(rates) // 2] if rates else None,
+      'seconds': self.before + time.perf_counter() - self.start,
+      'skipped_steps': int(self.program.executor.fetch(current).skipped),
+      'params': count.params(self.config),
+      'tokens': count.train_tokens(self.config),
+      'data': self.data.fingerprint,
+    }
