@@ -7,17 +7,15 @@ Launchers, workers and reports meet only in these folders. Every launcher builds
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import transformer
 from launch.claims import DONE, FAILED, Claim, ClaimLost, holder
 from launch.files import read_json, write_json
 from transformer.config import Config, config_hash, static_key
+from transformer.provenance import code_digest
 
 __all__ = [
   'Cell',
@@ -81,16 +79,6 @@ def by_program(cells: Iterable[Cell]) -> list[Cell]:
   for cell in cells:
     groups.setdefault(static_key(cell.config), {}).setdefault(cell.folder_name, cell)
   return [cell for group in groups.values() for cell in group.values()]
-
-
-@cache
-def code_digest() -> str:
-  """Sixteen hex digits naming the library's source: every transformer/**/*.py."""
-  root, found = Path(transformer.__file__).parent, hashlib.sha256()
-  for path in sorted(root.rglob('*.py')):
-    source = path.read_bytes()
-    found.update(f'{path.relative_to(root).as_posix()} {len(source)}\n'.encode() + source)
-  return found.hexdigest()[:16]
 
 
 def stale(

@@ -40,7 +40,7 @@ def write_json(path: str | Path, value: Any, sync: bool = True) -> None:
   except OSError as e:
     with contextlib.suppress(OSError):
       temporary.unlink()
-    e.filename, e.filename2 = str(path), None
+    e.filename = str(path)  # not the temporary one
     raise
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
   from rich.table import Table
 
 _BAR, _PHASE = 10, 13  # columns; the longest phase is 'checkpointing'
+_UNKNOWN = ('', 'starting', 'preparing')  # phases before it is known where a run goes on
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Display:
 
   def _shares(self) -> dict[str, float | None]:
     return {
-      name: beat.get('step', 0) / beat['steps'] if beat.get('steps') else None
+      name: None if beat.get('phase', '') in _UNKNOWN else beat['step'] / max(1, beat['steps'])
       for name, beat in self._running.items()
     }
 

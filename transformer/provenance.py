@@ -61,8 +61,8 @@ def cpu_model() -> str:
 
 
 def cores() -> int:
-  """Cores this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  """Cores of the machine."""
+  return os.cpu_count() or 1
 
 
 def describe() -> dict:

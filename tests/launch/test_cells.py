@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from launch_fakes import ROOT, make_cells
 
-from launch import cells as cells_module
 from launch.cells import Cell, Claim, by_program, code_digest, stale, write_config
 from launch.files import read_json, tail, write_json
 from launch.machine import Seat, on_cpu, schedulable_cores, seats
@@ -68,23 +67,6 @@ def test_stale_cells_were_made_by_other_code_or_data(tmp_path: Path) -> None:
   with pytest.raises(UserError) as e:
     stale(cells, tmp_path, 'd')
   assert str(e.value) == f'{path}: not a JSON object; delete the file to compute it again'
-
-
-def test_the_code_digest_follows_content_and_name(
-  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  class Library:
-    __file__ = str(tmp_path / '__init__.py')
-
-  monkeypatch.setattr(cells_module, 'transformer', Library)
-  digest, seen = code_digest.__wrapped__, set()
-  (tmp_path / 'sub').mkdir()
-  for path, text in (('a.py', 'x'), ('a.py', 'y'), ('sub/b.py', ''), ('note.txt', 'n')):
-    (tmp_path / path).write_text(text)
-    seen.add(digest())
-  (tmp_path / 'a.py').rename(tmp_path / 'c.py')
-  seen.add(digest())
-  assert len(seen) == 4  # note.txt is not code
 
 
 def test_a_failed_write_leaves_the_old_file_and_names_it(

@@ -8,8 +8,7 @@ from transformer.analysis.results import Cell, Results
 _NAMES = {  # keys of provenance that read badly as they are
   'git_commit': 'commit',
   'code': 'digest of the code',
-  'versions': 'versions',
-  'cores': 'cores',
+  'python': 'Python',
 }
 _KEYS = ('git_commit', 'code', 'versions', 'python', 'device', 'machine', 'cpu', 'cores')
 
@@ -46,7 +45,11 @@ def data(results: Results) -> list[tuple[str, str]]:
     for key, value in (cell.provenance.get('data') or {}).items():
       if not isinstance(value, (dict, list)):
         found.setdefault(key, set()).add(_plain(value))
-  shown = [(key.replace('_', ' '), ' / '.join(sorted(values))) for key, values in found.items()]
+  names = {'python': 'Python whose library the text is'}
+  shown = [
+    (names.get(key, key.replace('_', ' ')), ' / '.join(sorted(values)))
+    for key, values in found.items()
+  ]
   references = results.references
   for name in ('unigram', 'bigram'):
     if name in references:

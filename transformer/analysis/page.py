@@ -38,8 +38,9 @@ def html(results: Results, plots: list[Plot]) -> str:
 
 
 def _prose(text: str) -> str:
-  """Escapes, and sets `names` in bold."""
-  return re.sub(r'`([^`]+)`', r'<b class="name">\1</b>', escape(text))
+  """Escapes, sets `names` in bold, and keeps a number and its interval on one line."""
+  text = escape(text).replace(' ± ', '&nbsp;±&nbsp;')
+  return re.sub(r'`([^`]+)`', r'<b class="name">\1</b>', text)
 
 
 def _section(title: str, body: str) -> str:

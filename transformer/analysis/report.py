@@ -132,10 +132,15 @@ def console(results: Results, console) -> None:
 
 def _fit(results: Results, console):
   """The table with as many columns as the terminal is wide, the least important left out."""
+  from rich.measure import Measurement
+
   columns = table.columns(results)
+  roomy = console.options.update(max_width=1000)  # else what is too wide measures as just fitting
   while True:
     drawn = _rich_table(results, columns)
-    if console.measure(drawn).minimum <= console.width or not any(c.rank for c in columns):
+    if Measurement.get(console, roomy, drawn).minimum <= console.width or not any(
+      c.rank for c in columns
+    ):
       return drawn
     least = max(c.rank for c in columns)
     last = max(i for i, c in enumerate(columns) if c.rank == least)

@@ -36,7 +36,8 @@ def answer(results: Results) -> Answer:
   else:
     found = _against_baseline(results)
   details = [*found[1:], *_references(results), *_doubts(results), _caveat(results)]
-  return Answer(f'At {conditions(results)}', found[0], tuple(details))
+  unit = ', in held-out nats per token' if results.baseline else ''
+  return Answer(f'At {conditions(results)}{unit}', found[0], tuple(details))
 
 
 def sentences(results: Results) -> list[str]:

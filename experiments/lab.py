@@ -1,0 +1,266 @@
+"""What every experiment does around its question: plan cells, run what is missing, report.
+
+A script says what it varies and how a value becomes a config; the rest is here.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from launch.cells import Cell, read_json, stale, state, write_json
+from transformer import count, flags
+from transformer.config import Config, resolve, result_settings
+from transformer.errors import UserError
+
+FLAGS = absl_flags.FLAGS
+
+
+@dataclass(frozen=True)
+class Experiment:
+  """A question with its cells.
+
+  name: of the script and of its folder under runs/. variable: the setting that varies, '' if none.
+  baseline: the variant others are compared with. match: the budget held equal. base: the resolved
+  config of the baseline. cells: in the order variants are to be listed.
+  """
+
+  name: str
+  question: str
+  variable: str
+  baseline: str
+  match: str
+  base: Config
+  cells: Sequence[Cell]
+
+
+def define_flags(name: str, **defaults: object) -> None:
+  """The settings, and the flags that all experiments share."""
+  flags.define(**defaults)
+  flags.script_flag('str', 'workdir', f'runs/{name}', 'folder of cells, report and plots')
+  flags.script_flag('bool', 'dry_run', False, 'print cells and cost, run nothing')
+  flags.script_flag('bool', 'recompute', False, 'run cells again that other code or data made')
+  flags.script_flag('bool', 'accept_stale', False, 'keep cells that other code or data made')
+
+
+def define_comparison_flags(name: str, vary: str, baseline: str, match: str, **defaults) -> None:
+  """The flags of an experiment that compares values of one setting over paired seeds."""
+  define_flags(name, **defaults)
+  flags.script_flag('str', 'vary', vary, 'values to compare, separated by commas')
+  flags.script_flag('str', 'baseline', baseline, 'the value that the others are compared with')
+  flags.script_flag('str', 'seeds', '0..3', "paired seeds: '0..3' (both included) or '0,2,5'")
+  flags.script_flag('str', 'match', match, 'budget held equal: params | flops | none')
+
+
+def comparison(
+  name: str, question: str, variable: str, config_of: Callable[[Config, str, int], Config]
+) -> Experiment:
+  """The experiment the comparison flags ask for.
+
+  config_of(base, value, budget): the resolved config of one value; `budget` is what --match counts
+  of the baseline.
+  """
+  asked = flags.config()
+  for taken, instead in ((variable, '--vary'), ('seed', '--seeds')):
+    if FLAGS[taken].present:
+      raise UserError(f'--{taken}: is varied by this experiment; use {instead}')
+  if FLAGS.match not in ('params', 'flops', 'none'):
+    raise UserError(f'--match={FLAGS.match}: choose from params, flops, none')
+  values = list(dict.fromkeys(v.strip() for v in FLAGS.vary.split(',') if v.strip()))
+  if FLAGS.baseline not in values:
+    raise UserError(f'--baseline={FLAGS.baseline}: is not among --vary={",".join(values)}')
+  kind = type(asked.get(variable))
+  try:
+    base = resolve(asked.replace(**{variable: kind(FLAGS.baseline)}))
+  except ValueError:
+    raise UserError(f'--baseline={FLAGS.baseline}: is not a {kind.__name__}') from None
+  budget = count.BUDGETS[FLAGS.match](base) if FLAGS.match != 'none' else 0
+  seeds = parse_seeds(FLAGS.seeds)
+  cells = []
+  for value in values:
+    config = config_of(base, value, budget)
+    cells += [Cell(f'{value}-seed{s}', value, config.replace(seed=s)) for s in seeds]
+  return Experiment(name, question, variable, FLAGS.baseline, FLAGS.match, base, cells)
+
+
+def parse_seeds(text: str) -> list[int]:
+  """'0..3' -> [0, 1, 2, 3]; '0,2..4' -> [0, 2, 3, 4]."""
+  seeds: list[int] = []
+  for part in text.split(','):
+    first, dots, last = part.strip().partition('..')
+    if not first.isdigit() or (dots and not last.isdigit()):
+      raise UserError(f"--seeds={text}: expected numbers and ranges, as in '0..3' or '0,2,5'")
+    seeds += range(int(first), int(last or first) + 1)
+  if not seeds or len(set(seeds)) < len(seeds):
+    raise UserError(f'--seeds={text}: is empty or names a seed twice')
+  return seeds
+
+
+def run(experiment: Experiment) -> int:
+  """Runs what is missing, writes and prints the report. Returns the exit status."""
+  from rich.console import Console
+
+  out, workdir = Console(), Path(FLAGS.workdir)
+  if FLAGS.dry_run:
+    _print_plan(experiment, workdir, out)
+    return 0
+  _check_folder(experiment, workdir)
+  _prepare(experiment, workdir)
+  from launch import local
+
+  outcome = local.run(workdir, experiment.cells, experiment.base.launch.workers)
+  from transformer.analysis import report
+
+  results = report.write(workdir)
+  report.console(results, out)
+  if outcome.interrupted:
+    print('interrupted; the same command continues', file=sys.stderr)
+    return 130
+  return 1 if outcome.failed or outcome.elsewhere else 0
+
+
+def _prepare(experiment: Experiment, workdir: Path) -> None:
+  """Data, the folder's own files and reference losses; refuses cells of other code or data."""
+  from rich.console import Console
+
+  from transformer import data
+
+  with Console(stderr=True).status('preparing data'):
+    opened = data.load(experiment.base)
+    old = stale(experiment.cells, workdir, opened.fingerprint)
+    if old and FLAGS.recompute:
+      for cell in old:
+        _forget(cell.folder(workdir))
+    elif old and not FLAGS.accept_stale:
+      raise UserError(
+        f'{workdir}: {len(old)} of {len(experiment.cells)} cells are done, but by other code or '
+        'from other data than now; --recompute runs them again, --accept_stale keeps them'
+      )
+    write_json(workdir / 'experiment.json', _record(experiment))
+    write_json(workdir / 'resolved.json', experiment.base.to_json())
+    _write_references(experiment, workdir, opened)
+
+
+def _record(experiment: Experiment) -> dict:
+  module = f'experiments.{Path(sys.argv[0]).stem}'
+  return {
+    'name': experiment.name,
+    'question': experiment.question,
+    'variable': experiment.variable,
+    'baseline': experiment.baseline,
+    'match': experiment.match,
+    'command': shlex.join(['python', '-m', module, *sys.argv[1:]]),
+    'base': experiment.base.to_json(),
+    'cells': [
+      {
+        'name': cell.name,
+        'variant': cell.variant,
+        'seed': cell.seed,
+        'folder': cell.folder_name,
+        'params': count.params(cell.config),
+        'flops_per_token': count.flops_per_token(cell.config),
+        'd_ff': cell.config.ffn.d_ff,
+        'd_model': cell.config.model.d_model,
+      }
+      for cell in experiment.cells
+    ],
+  }
+
+
+def _check_folder(experiment: Experiment, workdir: Path) -> None:
+  """Refuses a folder of another experiment; more values or more seeds of the same are welcome."""
+  there = read_json(workdir / 'experiment.json', strict=False)
+  if there is None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    return
+  mine = _identity(experiment.name, experiment.match, experiment.variable, experiment.base)
+  theirs = _identity(
+    *(there[k] for k in ('name', 'match', 'variable')),
+    Config.from_json(there['base'], str(workdir / 'experiment.json')),
+  )
+  for key in sorted(mine.keys() | theirs.keys()):
+    if mine.get(key) != theirs.get(key):
+      shown = [d.get(key, 'its default') for d in (theirs, mine)]
+      raise UserError(
+        f'--workdir={workdir}: holds runs of another configuration ({key} is {shown[0]} there, '
+        f'{shown[1]} asked); choose another folder'
+      )
+
+
+def _identity(name: str, match: str, variable: str, base: Config) -> dict:
+  """What must agree for two commands to share a folder. d_ff and ratio follow from the others."""
+  without = ('seed', variable) if variable else ()
+  return {'experiment': name, '--match': match, **result_settings(base, without)}
+
+
+def _write_references(experiment: Experiment, workdir: Path, opened) -> None:
+  """Unigram and bigram losses fitted on the tokens that a run of seed 0 sees."""
+  import math
+
+  import numpy as np
+
+  from transformer.analysis import ngram
+
+  base = experiment.base
+  steps = base.train.steps
+  key = f'{opened.fingerprint} {steps} {base.data.batch_size} {base.data.seq_len}'
+  there = read_json(workdir / 'references.json', strict=False)
+  if there and there.get('key') == key:
+    return
+  batches = min(steps, 4_000_000 // count.train_tokens(base.replace(**{'train.steps': 1})) + 1)
+  seen = np.concatenate([opened.train_batch(i) for i in range(batches)])
+  held_out = np.concatenate(list(opened.eval_batches()))
+  record: dict = {'key': key, 'tokens': int((seen[:, 1:] >= 0).sum())}
+  targets = int((held_out[:, 1:] >= 0).sum())
+  for name, fit in (('unigram', ngram.unigram), ('bigram', ngram.bigram)):
+    record[name] = nats = float(fit(seen, held_out, base.model.vocab_size))
+    if opened.held_out_bytes:
+      bits = nats * targets / math.log(2) / opened.held_out_bytes
+      record[f'{name}_bits_per_byte'] = bits
+  write_json(workdir / 'references.json', record)
+
+
+def _forget(folder: Path) -> None:
+  """Removes a cell's results so that it runs anew."""
+  import shutil
+
+  for name in ('done.json', 'failed.json', 'metrics.jsonl', 'provenance.json'):
+    (folder / name).unlink(missing_ok=True)
+  shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+
+
+def _print_plan(experiment: Experiment, workdir: Path, out) -> None:
+  """Cells, parameters and FLOPs, without jax."""
+  from rich.table import Table
+
+  table = Table(title=f'{experiment.name}: {experiment.question}', title_justify='left')
+  for heading in ('variant', 'seeds', 'd_model', 'd_ff', 'parameters', 'FLOPs/token', 'PFLOPs'):
+    table.add_column(heading, justify='left' if heading == 'variant' else 'right')
+  table.add_column('state')
+  total = 0.0
+  for variant in dict.fromkeys(cell.variant for cell in experiment.cells):
+    cells = [cell for cell in experiment.cells if cell.variant == variant]
+    states = [state(cell.folder(workdir)) for cell in cells]
+    config, flops = cells[0].config, sum(count.train_flops(c.config) for c in cells)
+    total += flops
+    told = ', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states))
+    numbers = (config.model.d_model, config.ffn.d_ff, count.params(config))
+    table.add_row(
+      variant,
+      str(len(cells)),
+      *(f'{n:,}' for n in numbers),
+      f'{count.flops_per_token(config):,}',
+      f'{flops / 1e15:.4g}',
+      told,
+    )
+  out.print(table)
+  tokens = sum(count.train_tokens(cell.config) for cell in experiment.cells)
+  out.print(
+    f'{len(experiment.cells)} cells, {tokens:,} training tokens, {total / 1e15:.4g} PFLOPs, '
+    f'in {workdir}; nothing was run'
+  )

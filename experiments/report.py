@@ -1,0 +1,23 @@
+"""Writes the report of an experiment's folder again, finished or not.
+
+python -m experiments.report --workdir=runs/activations
+"""
+
+from __future__ import annotations
+
+from transformer import flags
+
+WORKDIR = flags.script_flag('str', 'workdir', 'runs/activations', 'folder of an experiment')
+
+
+def main() -> int:
+  from rich.console import Console
+
+  from transformer.analysis import report
+
+  report.console(report.write(WORKDIR.value), Console())
+  return 0
+
+
+if __name__ == '__main__':
+  flags.run(main)

@@ -1,0 +1,31 @@
+"""Trains one Transformer: the shape, data and rates that the flags say.
+
+  python -m experiments.train                                      a small run, under a minute
+  python -m experiments.train --preset=bench --train.steps=2000 --workdir=runs/bench
+  python -m experiments.train --data.source='text:corpus/**/*.txt' --ffn.activation=swiglu
+
+The same command again continues an interrupted run. Then: experiments.generate.
+"""
+
+from __future__ import annotations
+
+from experiments import lab
+from launch.cells import Cell
+from transformer import flags
+from transformer.config import PRESETS, resolve
+
+NAME = 'train'
+
+lab.define_flags(NAME, **PRESETS['pilot'], **{'train.eval_every': 100})
+
+
+def main() -> int:
+  config = resolve(flags.config())
+  variant = config.ffn.activation
+  cell = Cell(f'{variant}-seed{config.seed}', variant, config)
+  question = 'How well does this Transformer model held-out text?'
+  return lab.run(lab.Experiment(NAME, question, '', '', '', config, [cell]))
+
+
+if __name__ == '__main__':
+  flags.run(main)
