@@ -72,7 +72,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     yield
 
 
-def tail(path: str | Path, lines: int = 20, start: int = 0) -> str:
+def tail(path: str | Path, lines: int = 40, start: int = 0) -> str:
   """The last lines of a text file, of what was written after byte `start`; '' if unreadable."""
   try:
     with open(path, 'rb') as f:

@@ -109,7 +109,9 @@ class Display:
 
   def _shares(self) -> dict[str, float | None]:
     return {
-      name: None if beat.get('phase', '') in _UNKNOWN else beat['step'] / max(1, beat['steps'])
+      name: None
+      if beat.get('phase', '') in _UNKNOWN
+      else beat.get('step', 0) / max(1, beat.get('steps', 0))
       for name, beat in self._running.items()
     }
 

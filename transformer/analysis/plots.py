@@ -259,19 +259,18 @@ def _label_ends(ax, results: Results, curves: list[Curve], paint: dict) -> None:
 
 
 def _spread(values: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-  """Ascending positions at least `gap` apart, near `values` and inside the limits if they fit."""
-  placed = np.clip(values, low, high).astype(float)
-  for _ in range(200):
-    close = np.flatnonzero(np.diff(placed) < gap * 0.999)
-    if not len(close):
-      break
-    for i in close:
-      push = (gap - (placed[i + 1] - placed[i])) / 2
-      placed[i] -= push
-      placed[i + 1] += push
-    if (len(placed) - 1) * gap <= high - low:
-      placed += max(0.0, low - placed[0]) - max(0.0, placed[-1] - high)
-  return placed
+  """Positions nearest to the ascending `values` that are `gap` apart and inside the limits.
+
+  Less gap times rank, positions must only not fall: neighbours that do are pooled to their mean.
+  """
+  rank = np.arange(len(values)) * gap
+  room = max(low, high - gap * (len(values) - 1))
+  pools: list[list[float]] = []
+  for value in np.clip(values - rank, low, room):
+    pools.append([value])
+    while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+      pools[-2:] = [pools[-2] + pools[-1]]
+  return np.concatenate([np.full(len(p), np.mean(p)) for p in pools] or [rank]) + rank
 
 
 # Differences to the baseline
@@ -334,24 +333,29 @@ def _variable_caption(results: Results) -> str:
 
 
 def _variable(figure, results: Results, theme: Theme) -> None:
+  from matplotlib.transforms import ScaledTranslation
+
   figure.set_size_inches(7.2, 4)
   ax = figure.add_subplot()
   rows = [v for v in results.ranked if v.done]
   x = [float(v.name) for v in rows]
   mean = [v.loss.mean for v in rows]
   colour = theme.hues[0]
+  logarithmic = min(x) > 0
+  if logarithmic:
+    ax.set_xscale('log', base=2)
+  beside = ax.transData + ScaledTranslation(7 / 72, 0, figure.dpi_scale_trans)
   ax.plot(x, mean, color=colour, lw=1.6)
   for value, variant in zip(x, rows, strict=True):
     if variant.loss.half is not None:
       ends = [variant.loss.mean - variant.loss.half, variant.loss.mean + variant.loss.half]
       ax.plot([value, value], ends, color=colour, lw=2.2)
-    beside = np.full(variant.loss.n, value * 1.06)
-    ax.plot(beside, variant.loss.values, 'o', ms=3.2, color=colour, alpha=0.6, mew=0)
+    dots = dict(ms=3.2, color=colour, alpha=0.6, mew=0, transform=beside)
+    ax.plot([value] * variant.loss.n, variant.loss.values, 'o', **dots)
   ax.plot(x, mean, 'o', ms=7.5, color=colour, mec=theme.paper, mew=1.2, zorder=4)
-  ax.set_xscale('log', base=2)
   ax.set_xticks(x, [v.name for v in rows])
   ax.minorticks_off()
   ax.set_title(f'Held-out loss against {results.variable}')
-  ax.set_xlabel(f'{results.variable} (logarithmic)')
+  ax.set_xlabel(f'{results.variable}{" (logarithmic)" if logarithmic else ""}')
   ax.set_ylabel('nats per token')
   _reference_lines(ax, results, theme)

@@ -37,8 +37,8 @@ class Cell:
     return float(self.result['eval/loss'])
 
   def series(self, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric, rows without it left out."""
-    found = [(r['step'], r[key]) for r in self.rows if key in r and 'step' in r]
+    """Steps and values of one metric; rows without it or where it is not finite are left out."""
+    found = [(r['step'], r[key]) for r in self.rows if is_number(r.get(key)) and 'step' in r]
     return [step for step, _ in found], [float(value) for _, value in found]
 
 
@@ -96,9 +96,8 @@ class Results:
 
   @cached_property
   def numeric(self) -> bool:
-    """Whether every variant is named by a positive number, so that it can be an axis."""
-    values = [_float(v.name) for v in self.variants]
-    return len(values) > 1 and all(value is not None and value > 0 for value in values)
+    """Whether every variant is named by a number, so that it can be an axis."""
+    return len(self.variants) > 1 and all(_float(v.name) is not None for v in self.variants)
 
   def label(self, variant: str) -> str:
     """'ratio 4' for a bare number, else the variant's own name."""

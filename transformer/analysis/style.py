@@ -8,7 +8,7 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif; }
-main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 66rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1.5rem; letter-spacing: -.01em; }
 h2 { font-size: 1.15rem; margin: 2.75rem 0 .75rem; padding-top: .9rem;
   border-top: 1px solid var(--line); }
@@ -28,14 +28,14 @@ code, pre { font-family: ui-monospace, 'SF Mono', Menlo, Consolas, 'Liberation M
 pre { background: var(--well); border-radius: 8px; padding: .7rem .9rem; overflow-x: auto;
   margin: .4rem 0; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums;
   width: 100%; }
 th, td { padding: .45rem .55rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--faint); vertical-align: bottom; line-height: 1.3;
   white-space: normal; min-width: 3.6rem; }
 th.text, td.text { text-align: left; }
-tbody th { color: var(--ink); white-space: nowrap; }
+tbody th { color: var(--ink); white-space: nowrap; vertical-align: middle; }
 th:first-child { position: sticky; left: 0; background: inherit; }
 thead tr, tbody tr { background: var(--paper); }
 tbody tr.baseline { background: var(--well); }
@@ -48,10 +48,11 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 .small { font-size: .92rem; } .small li { margin: .3rem 0; }
 @media (max-width: 34rem) { main { padding: 1.4rem .9rem 3rem; } h1 { font-size: 1.35rem; }
   .answer { padding: .9rem 1rem; } .answer .found { font-size: 1.05rem; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   figure { overflow-x: auto; } figure img { min-width: 34rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
 @media print { body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
-  figure, .step, tr, .answer { break-inside: avoid; } h2 { break-after: avoid; }
+  figure, .step, table, .answer { break-inside: avoid; } h2 { break-after: avoid; }
   .scroll { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .3rem .35rem; }
   pre { white-space: pre-wrap; } .answer { border: 1px solid var(--line); } }
 """

@@ -62,8 +62,9 @@ def _against(results: Results) -> list[Column]:
   def of(show: Callable) -> Callable[[Variant], str]:
     return lambda v: show(v.difference) if v.difference else ''
 
+  base = results.label(results.baseline)
   found = [
-    Column(f'difference to {results.baseline} (negative is better)', difference),
+    Column(f'difference to {base} (negative is better)', difference),
     Column('p (Holm)', of(lambda d: formats.p_value(d.p_holm)), 2),
   ]
   if any(v.difference and v.difference.p_flip is not None for v in results.variants):

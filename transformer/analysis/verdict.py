@@ -13,7 +13,6 @@ from transformer.analysis import formats, stats
 from transformer.analysis.results import Results, Variant
 
 TOLERANCE = 0.005  # of a matched budget
-VERDICTS = ('better', 'tie', 'worse')
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,21 @@ def sentences(results: Results) -> list[str]:
 
 def conditions(results: Results) -> str:
   """'d_model 96, 2 layers, … fixed learning rate 0.008': shape, budget, seeds and tuning."""
-  parts = [f'd_model {_range(results, "d_model", "model.d_model")}']
+  parts = [_d_model(results)]
   parts += _settings(results, (('model.num_layers', '{} layers'), ('data.seq_len', 'context {}')))
   parts += [_tokens(results), _budget(results), seeds_text(results), _rate(results)]
   return ', '.join(p for p in parts if p)
 
 
-def _range(results: Results, key: str, setting: str) -> str:
-  values = {v.asked(key) for v in results.variants} - {None}
-  low, high = (min(values), max(values)) if values else (results.setting(setting),) * 2
-  return f'{low}' if low == high else f'{low} to {high}'
+def _d_model(results: Results) -> str:
+  values = {v.asked('d_model') or results.setting('model.d_model') for v in results.variants}
+  values = sorted(values - {None})
+  return f'd_model {_span(values)}' if values else ''
+
+
+def _span(values: list) -> str:
+  """'2' or '2 to 6' of sorted values."""
+  return f'{values[0]}' if values[0] == values[-1] else f'{values[0]} to {values[-1]}'
 
 
 def _settings(results: Results, wanted: Iterable[tuple[str, str]]) -> list[str]:
@@ -65,7 +69,7 @@ def _settings(results: Results, wanted: Iterable[tuple[str, str]]) -> list[str]:
   for path, template in wanted:
     values = results.settings(path)
     if values and path != results.variable:
-      found.append(template.format(' to '.join(str(v) for v in sorted({values[0], values[-1]}))))
+      found.append(template.format(_span(values)))
   return found
 
 
@@ -79,7 +83,8 @@ def _tokens(results: Results) -> str:
   tokens, source = train_tokens(results), results.setting('data.source')
   if tokens is None:
     return ''
-  what = f' of {source} text' if source and results.variable != 'data.source' else ''
+  what = f' of {source}' if source and results.variable != 'data.source' else ''
+  what += ' text' if source == 'stdlib' and what else ''
   return f'{formats.short(tokens)} tokens{what}'
 
 
@@ -148,7 +153,9 @@ def _too_few(results: Results, few: list[Variant]) -> list[str]:
 def _against_baseline(results: Results) -> list[str]:
   others = [v for v in results.variants if v.difference and v.difference.sample.n]
   others.sort(key=lambda v: v.difference.sample.mean)
-  groups = {name: [v for v in others if v.difference.verdict == name] for name in VERDICTS}
+  groups = {
+    name: [v for v in others if v.difference.verdict == name] for name in ('better', 'tie', 'worse')
+  }
   base, parts = f'`{results.label(results.baseline)}`', []
   if better := groups['better']:
     parts.append(f'{_differences(results, better)} beat{_s(better)} {base}')
