@@ -80,7 +80,7 @@ def load_params(folder: Path, step: int | None = None) -> tuple[int, dict[str, A
   """
   import orbax.checkpoint as ocp
 
-  logging.getLogger('absl').setLevel(logging.WARNING)
+  logging.getLogger('absl').setLevel(logging.ERROR)  # it misses metadata it does not need
   steps = sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
   if not steps or (step is not None and step not in steps):
     raise UserError(f'{folder}: no checkpoint{"" if step is None else f" of step {step}"} in it')

@@ -60,18 +60,19 @@ def generate(
   decoder = model.build(config)
 
   @jax.jit
-  def draw(tokens_1T: jax.Array, last: jax.Array, key: jax.Array) -> jax.Array:
+  def draw(params: dict, tokens_1T: jax.Array, last: jax.Array, key: jax.Array) -> jax.Array:
     logits_BTV, _ = decoder.apply({'params': params}, tokens_1T)
     logits_V = logits_BTV[0, last]
     hot = jax.random.categorical(key, logits_V / jnp.maximum(temperature, 1e-6))
     return jnp.where(temperature > 0.0, hot, jnp.argmax(logits_V))
 
-  tokens, key = [int(t) for t in prompt], jax.random.key(seed)
+  params, key = jax.device_put(params), jax.random.key(seed)
+  tokens = [int(t) for t in prompt]
   for i in range(new_tokens):
     seen = tokens[-window:]
     padded = np.zeros((1, window), np.int32)  # what follows the last token is never looked at
     padded[0, : len(seen)] = seen
-    token = int(draw(padded, np.int32(len(seen) - 1), jax.random.fold_in(key, i)))
+    token = int(draw(params, padded, np.int32(len(seen) - 1), jax.random.fold_in(key, i)))
     if token == 0:
       return
     tokens.append(token)

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from transformer import spec
 from transformer.config import PRESETS, SECTIONS, SETTINGS, Config
@@ -78,6 +78,7 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(str(e).replace('\n', ' '))
   if len(rest) > 1:
     _fail(f'{rest[1]!r} is not a flag; settings are given as --name=value')
+  logging.set_verbosity(logging.WARNING)  # jax tells of every backend it does not find
   return rest
 
 
