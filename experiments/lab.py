@@ -5,11 +5,14 @@ A script says what it varies and how a value becomes a config; the rest is here.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
@@ -17,6 +20,9 @@ from launch.cells import Cell, read_json, stale, state, write_json
 from transformer import count, flags
 from transformer.config import Config, resolve, result_settings
 from transformer.errors import UserError
+
+if TYPE_CHECKING:
+  from launch import local
 
 FLAGS = absl_flags.FLAGS
 
@@ -117,11 +123,22 @@ def run(experiment: Experiment) -> int:
   from transformer.analysis import report
 
   results = report.write(workdir)
+  if reason := _refusal(outcome, workdir):
+    raise UserError(reason)
   report.console(results, out)
   if outcome.interrupted:
     print('interrupted; the same command continues', file=sys.stderr)
     return 130
   return 1 if outcome.failed or outcome.elsewhere else 0
+
+
+def _refusal(outcome: local.Outcome, workdir: Path) -> str:
+  """Why all cells of a launch were refused: a mistake that only showed where there are devices."""
+  if outcome.done or outcome.interrupted:
+    return ''
+  failed = [read_json(c.folder(workdir) / 'failed.json', strict=False) for c in outcome.failed]
+  refused = [f['message'] for f in failed if f and f['cause'] == 'refused']
+  return refused[0] if refused and len(refused) == len(failed) else ''
 
 
 def _prepare(experiment: Experiment, workdir: Path) -> None:
@@ -131,15 +148,20 @@ def _prepare(experiment: Experiment, workdir: Path) -> None:
   from transformer import data
 
   with Console(stderr=True).status('preparing data'):
-    opened = data.load(experiment.base)
+    try:
+      opened = data.load(experiment.base)
+    except UserError:
+      with contextlib.suppress(OSError):
+        workdir.rmdir()  # if we have just made it: it is empty
+      raise
     old = stale(experiment.cells, workdir, opened.fingerprint)
     if old and FLAGS.recompute:
       for cell in old:
         _forget(cell.folder(workdir))
     elif old and not FLAGS.accept_stale:
       raise UserError(
-        f'{workdir}: {len(old)} of {len(experiment.cells)} cells are done, but by other code or '
-        'from other data than now; --recompute runs them again, --accept_stale keeps them'
+        f'{workdir}: {len(old)} of {len(experiment.cells)} cells are done or begun, but by other '
+        'code or from other data than now; --recompute runs them again, --accept_stale keeps them'
       )
     write_json(workdir / 'experiment.json', _record(experiment))
     write_json(workdir / 'resolved.json', experiment.base.to_json())
@@ -174,9 +196,13 @@ def _record(experiment: Experiment) -> dict:
 
 def _check_folder(experiment: Experiment, workdir: Path) -> None:
   """Refuses a folder of another experiment; more values or more seeds of the same are welcome."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=workdir).close()
+  except OSError as e:
+    raise UserError(f'--workdir={workdir}: cannot be written ({e.strerror})') from None
   there = read_json(workdir / 'experiment.json', strict=False)
   if there is None:
-    workdir.mkdir(parents=True, exist_ok=True)
     return
   mine = _identity(experiment.name, experiment.match, experiment.variable, experiment.base)
   theirs = _identity(

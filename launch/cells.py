@@ -84,17 +84,26 @@ def by_program(cells: Iterable[Cell]) -> list[Cell]:
 def stale(
   cells: Sequence[Cell], workdir: str | Path, data_fingerprint: str | Callable[[Config], str]
 ) -> list[Cell]:
-  """The done cells that were made by other code or from other data than a run would use now.
+  """Cells done, or begun and left, by other code or from other data than a run would use now.
 
   data_fingerprint: of the data of all cells, or a function of a cell's config.
   Raises UserError naming a done.json that cannot be read.
   """
   found = []
   for cell in cells:
-    done = read_json(cell.folder(workdir) / DONE)
-    if done is None:
+    folder = cell.folder(workdir)
+    made = read_json(folder / DONE) or _begun(folder)
+    if made is None:
       continue
     data = data_fingerprint(cell.config) if callable(data_fingerprint) else data_fingerprint
-    if (done.get('code'), done.get('data')) != (code_digest(), data):
+    if (made.get('code'), made.get('data')) != (code_digest(), data):
       found.append(cell)
   return found
+
+
+def _begun(folder: Path) -> dict | None:
+  """Code and data of what a cell that nobody runs has saved so far; None if there is nothing."""
+  provenance = read_json(folder / 'provenance.json', strict=False)
+  if not provenance or not any(folder.glob('checkpoints/[0-9]*')) or holder(folder):
+    return None
+  return {'code': provenance.get('code'), 'data': (provenance.get('data') or {}).get('fingerprint')}

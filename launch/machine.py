@@ -16,6 +16,12 @@ _DEVICES = {  # a word in the jax plugin's name -> device files that show the ha
 }
 _TPU = ('/dev/accel*', '/dev/vfio/[0-9]*')
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
+# XLA takes a step's scratch memory from malloc anew each time. Kept by the process, and in huge
+# pages, it is not zeroed and mapped again: 1.0 to 1.6 times the speed at d_model 96 on one core.
+_KEEP_MEMORY = (
+  'glibc.malloc.hugetlb=1'
+  ':glibc.malloc.mmap_threshold=10000000000:glibc.malloc.trim_threshold=10000000000'
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Seat:
     if self.one_thread:
       env['XLA_FLAGS'] = f'{env.get("XLA_FLAGS", "")} {_ONE_THREAD}'.strip()
       env['OMP_NUM_THREADS'] = '1'
+    if on_cpu():
+      env.setdefault('GLIBC_TUNABLES', _KEEP_MEMORY)
     if self.share:
       env.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', f'{self.share:.3f}')
     return env

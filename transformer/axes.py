@@ -125,7 +125,7 @@ def parse_mesh(text: str) -> dict[str, int]:
       raise UserError(f'--parallel.mesh={text}: no axis {name!r}{nearest(name, MESH_AXES)}')
     if name in mesh:
       raise UserError(f'--parallel.mesh={text}: axis {name} is given twice')
-    if not size.isdigit() or int(size) < 1:
+    if not size.isdecimal() or int(size) < 1:
       raise UserError(f'--parallel.mesh={text}: {part!r} should be axis:size, as in data:4')
     mesh[name] = int(size)
   return mesh

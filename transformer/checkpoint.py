@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Checkpoints:
     from orbax.checkpoint import checkpoint_managers as managers
 
     logging.getLogger('absl').setLevel(logging.WARNING)  # orbax tells of every file it touches
-    self._ocp = ocp
+    self._ocp, self._folder = ocp, folder.absolute()
     best = managers.BestN(
       get_metric_fn=lambda metrics: metrics['eval/loss'],
       reverse=True,  # orbax keeps the end of the order
@@ -32,7 +33,7 @@ class Checkpoints:
     )
     keep = managers.AnyPreservationPolicy([managers.LatestN(keep_last), best])
     self._manager = ocp.CheckpointManager(
-      folder.absolute(),
+      self._folder,
       options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
     )
 
@@ -53,10 +54,28 @@ class Checkpoints:
     """The newest state (or that of `step`) and its host data, or None where there is none.
 
     like: a state of the wanted shapes and placement; gives `hyper`, which is not saved.
+    A newest one that cannot be read is set aside as '<step>.damaged' for the one before, if any.
+    Raises UserError naming the folder if none can be read.
     """
-    step = self._manager.latest_step() if step is None else step
-    if step is None:
-      return None
+    steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
+    for tried in steps:
+      try:
+        found = self._read(like, tried)
+      except Exception as e:  # orbax and what it stands on raise all kinds
+        reason = str(e).partition('\n')[0][:200] or type(e).__name__
+        print(f'{self._folder / str(tried)}: cannot be restored: {reason}', file=sys.stderr)
+        continue
+      for damaged in steps[: steps.index(tried)]:
+        (self._folder / str(damaged)).rename(self._folder / f'{damaged}.damaged')
+        self._manager.reload()  # else it believes that step is saved
+      return found
+    if steps:
+      raise UserError(
+        f'{self._folder}: no checkpoint in it can be restored ({reason}); delete it to start anew'
+      )
+    return None
+
+  def _read(self, like: TrainState, step: int) -> tuple[TrainState, dict]:
     target = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, _saved(like))
     args = self._ocp.args.Composite(
       state=self._ocp.args.StandardRestore(target), host=self._ocp.args.JsonRestore()

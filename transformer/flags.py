@@ -68,8 +68,7 @@ def _section(path: str) -> str:
 
 def _parse(argv: list[str]) -> list[str]:
   if any(a in ('--help', '-h', '-help') for a in argv[1:]):
-    _print_help()
-    sys.exit(0)
+    sys.exit(_guard(_print_help))
   try:
     rest = FLAGS(argv)
   except flags.UnrecognizedFlagError as e:
@@ -84,7 +83,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _guard(main: Callable[[], int | None]) -> int:
   try:
-    return main() or 0
+    status = main() or 0
+    sys.stdout.flush()  # here, where a closed pipe is seen to
+    return status
   except UserError as e:
     _fail(str(e))
   except KeyboardInterrupt:

@@ -8,6 +8,7 @@ are part of a checkpoint, so that a resumed run writes the rows an undisturbed o
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -37,7 +38,8 @@ class MetricsLog:
     tensorboard: bool = False,
   ):
     _drop_rows_past(folder / FILE, step)
-    self._file = open(folder / FILE, 'a', encoding='utf-8')  # noqa: SIM115 (closed in close)
+    # By lines, so that a reader sees each row at once, and a kill takes half of one at most.
+    self._file = open(folder / FILE, 'a', 1, encoding='utf-8')  # noqa: SIM115 (closed in close)
     self._board = _board(folder / 'tensorboard') if tensorboard else None
     self._sums = {name: list(pair) for name, pair in sums.items()}
     self._every, self._tokens = every, tokens
@@ -58,9 +60,13 @@ class MetricsLog:
     """Whether rows are waiting that end before `step`."""
     return any(s % self._every == 0 and s < step for s, _ in self._pending)
 
-  def flush(self, watch: Callable[[int, dict], None]) -> None:
-    """Fetches all pending metrics, writes the rows that are complete; `watch` sees every step."""
-    pending, self._pending = self._pending, []
+  def flush(self, watch: Callable[[int, dict], None], before: float = math.inf) -> None:
+    """Fetches pending metrics, writes the rows that are complete; `watch` sees every step.
+
+    before: leave this step and later ones on the device, which is still at work on them.
+    """
+    pending = [(step, metrics) for step, metrics in self._pending if step < before]
+    self._pending = self._pending[len(pending) :]
     for (step, _), values in zip(pending, jax.device_get([m for _, m in pending]), strict=True):
       self._steps += 1
       for name, (total, count) in values.items():
@@ -114,14 +120,18 @@ def read(path: Path) -> list[dict]:
   """
   if not path.exists():
     return []
-  rows, lines = [], path.read_text(encoding='utf-8').split('\n')
+  rows, lines = [], path.read_bytes().split(b'\n')
   for number, line in enumerate(lines, 1):
     try:
       if line:
-        rows.append(json.loads(line))
-    except json.JSONDecodeError:
+        row = json.loads(line)
+        row['step']  # whatever else it holds, a row has its step
+        rows.append(row)
+    except (ValueError, TypeError, KeyError):
       if number < len(lines):
-        raise UserError(f'{path}: line {number} is not JSON; remove it or the cell') from None
+        raise UserError(
+          f'{path}: line {number} is not a row of metrics; remove it or the cell'
+        ) from None
   return rows
 
 

@@ -65,7 +65,7 @@ def update(
 
   Returns (params, opt_state, the global norm of the gradient before clipping).
   """
-  norm = optax.global_norm(grads)
+  norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
   scale = jnp.minimum(1.0, hyper['optim.clip_norm'] / jnp.maximum(norm, 1e-30))
   grads = jax.tree.map(lambda g: g * scale, grads)
   updates, opt_state = _transform(config, hyper).update(grads, opt_state, params)

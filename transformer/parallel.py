@@ -120,6 +120,7 @@ class PmapParallel:
 
   def __init__(self, devices: list[jax.Device]):
     self._devices = devices
+    self._sharding = NamedSharding(Mesh(np.array(devices), ('devices',)), PartitionSpec('devices'))
 
   def compile_init(self, create: Callable[..., Tree]) -> Callable[..., Tree]:
     """`create`, its result replicated."""
@@ -142,7 +143,9 @@ class PmapParallel:
   def place(self, host_state: Tree) -> Tree:
     """A host state on every device."""
     n = len(self._devices)
-    return jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (n, *np.shape(x))), host_state)
+    copies = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (n, *np.shape(x))), host_state)
+    # Laid out as pmap returns it: from arrays of the host the second step would compile again.
+    return jax.device_put(copies, self._sharding)
 
   def fetch(self, state: Tree) -> Tree:
     """The first replica."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import re
 import typing
 from collections.abc import Callable
@@ -99,13 +100,15 @@ def check_value(where: str, field: dataclasses.Field, value: typing.Any) -> typi
   """Returns `value` in the type of `field`; raises UserError if type, range or choice is wrong."""
   kind = field.type if isinstance(field.type, str) else field.type.__name__
   if kind == 'float' and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value)
+    value = float(value) if value.bit_length() < 1024 else math.inf
   if type(value).__name__ != kind:
     raise UserError(f'{where}: {value!r} should be of type {kind}')
   low, high = field.metadata.get('low'), field.metadata.get('high')
   choices = field.metadata.get('choices')
-  if kind == 'float' and value != value:
-    raise UserError(f'{where}: nan is not a number to run with')
+  if kind == 'float' and not math.isfinite(value):
+    raise UserError(f'{where}: {value} is not a number to run with')
+  if field.metadata.get('colon') and not value:
+    raise UserError(f'{where}: is empty')
   if low is not None and value < low:
     raise UserError(f'{where}: {value} is below the least allowed, {low}')
   if high is not None and value > high:
@@ -125,6 +128,6 @@ def _parse_call(slot: str, text: str) -> tuple[str, list, dict]:
       keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
       if len(keywords) == len(node.keywords):
         return node.func.id, [ast.literal_eval(a) for a in node.args], keywords
-  except (SyntaxError, ValueError):
-    pass
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+    pass  # the last two: nested too deeply
   raise UserError(f'--{slot}={text}: expected name or name(argument=value), with literal values')

@@ -99,9 +99,9 @@ class _Run:
     self._beat(0, 'preparing')
     self.data = data.load(self.config)
     self.program = program(self.config)
-    provenance.write(self.folder, self.config, self.data.fingerprint, self.data.info)
     self.checkpoints = Checkpoints(self.folder / 'checkpoints', train.keep_last, train.keep_best)
     current, begin, sums = self._restore()
+    provenance.write(self.folder, self.config, self.data.fingerprint, self.data.info)
     self.log = MetricsLog(self.folder, begin, sums, train.log_every, self.tokens, train.tensorboard)
     try:
       evaluated: dict[str, float] = {}
@@ -113,7 +113,7 @@ class _Run:
         now = i + 1
         self.log.add(now, metrics)
         if self.log.due(now):
-          self.log.flush(self._watch)
+          self.log.flush(self._watch, before=now)
           self._beat(now, 'training')
         last = now == steps
         evaluate = last or now % train.eval_every == 0
@@ -127,7 +127,7 @@ class _Run:
             raise Stopped(f'stopped at step {now} of {steps}')
           self.log.resume()
       if not evaluated:  # resumed after the last step
-        evaluated = self._evaluate(current, steps)
+        evaluated = self._evaluation(steps) or self._evaluate(current, steps)
     finally:
       self.log.close()
       self.checkpoints.close()
@@ -161,6 +161,11 @@ class _Run:
       row['eval/bits_per_byte'] = float(nats / math.log(2) / self.data.held_out_bytes)
     self.log.write(now, row)
     return row
+
+  def _evaluation(self, step: int) -> dict[str, float]:
+    """What the rows written before say of `step`; empty if it was not evaluated."""
+    rows = [row for row in read(self.folder / FILE) if row['step'] == step and 'eval/loss' in row]
+    return {k: v for row in rows for k, v in row.items() if k.startswith('eval/')}
 
   def _save(self, current: TrainState, now: int, evaluated: dict[str, float]) -> None:
     """Rows first, then the checkpoint that stands for them."""

@@ -95,11 +95,13 @@ def hyper(config: Config) -> dict[str, float]:
 def result_settings(config: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
   """The settings of a resolved config that change its result and differ from their default."""
   default = sort_settings(Config(), ('static', 'traced'))
-  missing = object()
+  for slot in spec.slots():  # of any variant, so that a new argument of it changes no hash either
+    variant = spec.parse(slot, config.get(slot))
+    default |= {f'{slot}.{f.name}': f.default for f in dataclasses.fields(variant)}
   return {
     path: value
     for path, value in sort_settings(config, ('static', 'traced')).items()
-    if default.get(path, missing) != value and path not in without
+    if default[path] != value and path not in without
   }
 
 

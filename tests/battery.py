@@ -1,0 +1,135 @@
+"""What tests share: tiny configs and batches, counters of FLOPs and compilations, comparisons."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from transformer.config import Config, resolve
+
+TINY = {
+  'model.d_model': 16,
+  'model.num_layers': 2,
+  'model.num_heads': 2,
+  'model.vocab_size': 32,
+  'ffn.d_ff': 24,
+  'data.source': 'synthetic',
+  'data.seq_len': 8,
+  'data.batch_size': 8,
+  'train.steps': 8,
+  'parallel.mesh': 'data:1',
+}
+
+
+def tiny(**changes: object) -> Config:
+  """A resolved config that compiles and runs in about a second; `changes` by flag name."""
+  return resolve(Config().replace(**TINY | changes))
+
+
+def tokens(config: Config, seed: int = 0, padding: bool = False) -> np.ndarray:
+  """A batch (B, T+1) of random ids with document starts (0) in it.
+
+  padding: a row cut short, one with a single target and, as at the end of a held-out set, rows of
+  nothing but −1 at the end: devices and micro-batches then hold very different numbers of targets.
+  """
+  rng = np.random.default_rng(seed)
+  rows, length = config.data.batch_size, config.data.seq_len
+  batch = rng.integers(0, config.model.vocab_size, (rows, length + 1)).astype(np.int32)
+  batch[:, length // 2] = 0
+  if padding:
+    batch[1, length // 2 :] = -1
+    batch[2, 2:] = -1
+    batch[-(rows // 4) :] = -1
+  return batch
+
+
+def jiggle(tree: Any, scale: float = 0.3, seed: int = 0) -> Any:
+  """A copy of a tree of arrays plus noise, so that scales of 1 and biases of 0 get to matter."""
+  import jax
+
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: np.asarray(x) + scale * rng.normal(size=x.shape).astype(np.float32), tree
+  )
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+  """Path -> leaf, as NumPy arrays."""
+  import jax
+
+  from transformer.params import path_of
+
+  found = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))[0]
+  return {path_of(path): leaf for path, leaf in found}
+
+
+def poke(tree: Any, path: str, amount: float = 0.5) -> Any:
+  """A copy of a nested dictionary of arrays in which the last entry of one leaf is moved."""
+  head, _, rest = path.partition('/')
+  if rest:
+    return tree | {head: poke(tree[head], rest, amount)}
+  leaf = np.array(tree[head])
+  leaf.flat[-1] += amount
+  return tree | {head: leaf}
+
+
+def largest_difference(one: Any, other: Any) -> float:
+  """The largest absolute difference between two trees of one structure."""
+  one, other = flat(one), flat(other)
+  assert one.keys() == other.keys()
+  return max(np.max(np.abs(np.float64(one[k]) - np.float64(other[k]))) for k in one)
+
+
+def same_bits(one: Any, other: Any) -> bool:
+  """Whether two trees hold the same paths, types and bits."""
+  one, other = flat(one), flat(other)
+  return one.keys() == other.keys() and all(
+    one[k].dtype == other[k].dtype and one[k].tobytes() == other[k].tobytes() for k in one
+  )
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+  """A list that grows by one (seconds) with every program XLA compiles inside the block."""
+  import jax
+
+  seconds: list[float] = []
+
+  def note(event: str, duration: float, **_: object) -> None:
+    if 'backend_compile' in event:
+      seconds.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  try:
+    yield seconds
+  finally:
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+def dot_flops(jaxpr: Any) -> int:
+  """FLOPs of all dot_generals of a jaxpr: 2 · outputs · contracted, loop bodies times their trips.
+
+  Raises ValueError for a product under control flow whose trips are not in the jaxpr.
+  """
+  total = 0
+  for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+    inside = sum(dot_flops(j) for value in eqn.params.values() for j in _jaxprs(value))
+    if eqn.primitive.name in ('while', 'cond') and inside:
+      raise ValueError(f'products inside {eqn.primitive.name} cannot be counted')
+    total += inside * (eqn.params['length'] if eqn.primitive.name == 'scan' else 1)
+    if eqn.primitive.name == 'dot_general':
+      (contracted, _), _ = eqn.params['dimension_numbers']
+      shape = eqn.invars[0].aval.shape
+      total += 2 * prod(eqn.outvars[0].aval.shape) * prod(shape[d] for d in contracted)
+  return total
+
+
+def _jaxprs(value: Any) -> list:
+  """The jaxprs among the parameters of an equation."""
+  if hasattr(value, 'eqns') or hasattr(value, 'jaxpr'):
+    return [value]
+  return [j for v in value for j in _jaxprs(v)] if isinstance(value, (tuple, list)) else []

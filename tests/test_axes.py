@@ -1,0 +1,104 @@
+"""The letter table: one rule a parameter, and how dimensions are shared out over a mesh."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import battery
+from transformer import axes, count
+from transformer.config import PRESETS, Config, resolve
+from transformer.errors import UserError
+
+ODD = {
+  'model.norm': 'layernorm',
+  'model.bias': True,
+  'ffn.bias': True,
+  'ffn.activation': 'swiglu',
+  'model.positions': 'learned',
+}
+
+
+@pytest.mark.parametrize('preset', [*PRESETS, 'odd'])
+def test_exactly_one_rule_for_every_parameter(preset):
+  config = resolve(Config().replace(**ODD if preset == 'odd' else PRESETS[preset]))
+  for path, shape in count.shapes(config).items():
+    rule = axes.param(path)  # raises unless one matches
+    assert len(axes.letters(path)) == len(shape)
+    assert set(axes.letters(path)) <= set(axes.LETTERS)
+    assert set(rule.fan_in) < set(rule.letters)
+    assert rule.decay == (rule.init == 'normal')  # matrices decay; biases and scales do not
+
+
+def test_every_rule_is_used():
+  used = {id(axes.param(path)) for path in count.shapes(battery.tiny(**ODD))}
+  assert used == {id(rule) for rule in axes.PARAMS.values()}
+
+
+@pytest.mark.parametrize('path', ['layers/ffn/Dense_0', 'embed', 'layers/ffn/up/kernel', ''])
+def test_a_parameter_without_a_rule(path):
+  with pytest.raises(KeyError) as e:
+    axes.param(path)
+  assert e.value.args[0] == f'0 rules in axes.PARAMS match {path!r}; there must be one'
+
+
+def test_a_parameter_with_two_rules(monkeypatch):
+  monkeypatch.setitem(axes.PARAMS, r'ffn/u\w', axes.Param('DF', 'D'))
+  with pytest.raises(KeyError, match=r'2 rules in axes\.PARAMS match'):
+    axes.param('layers/ffn/up')
+
+
+@pytest.mark.parametrize(
+  ('dims', 'shape', 'mesh', 'parameter', 'expected'),
+  [
+    ('DF', (16, 24), {'fsdp': 2, 'tensor': 2}, True, (('fsdp',), ('tensor',))),
+    ('LDF', (3, 16, 24), {'data': 8}, True, (None, None, None)),
+    ('VD', (33, 16), {'fsdp': 2, 'tensor': 2}, True, (None, ('fsdp',))),  # 33 is odd
+    ('BTD', (8, 4, 16), {'data': 4, 'fsdp': 2}, False, (('data', 'fsdp'), None, None)),
+    ('BTD', (4, 4, 16), {'data': 4, 'fsdp': 2}, False, (('data',), None, None)),
+    ('BTD', (6, 4, 16), {'data': 4, 'fsdp': 2}, False, (('fsdp',), None, None)),
+    ('BTF', (2, 4, 24), {'data': 2, 'tensor': 4}, False, (('data',), None, ('tensor',))),
+    ('NN', (4, 4), {'tensor': 2}, True, (('tensor',), None)),  # an axis serves one dimension
+    ('BTNH', (4, 4, 3, 8), {'tensor': 2}, False, (None, None, None, None)),
+    ('', (), {'data': 2}, False, ()),
+  ],
+)
+def test_partition(dims, shape, mesh, parameter, expected):
+  assert axes.partition(dims, shape, mesh, parameter) == expected
+
+
+def test_partition_wants_a_letter_a_dimension():
+  with pytest.raises(ValueError, match='shorter'):
+    axes.partition('BTD', (8, 4), {}, False)
+
+
+@pytest.mark.parametrize(
+  ('text', 'mesh'),
+  [
+    ('', {}),
+    ('data:8', {'data': 8}),
+    (' data : 4, fsdp:2 ', {'data': 4, 'fsdp': 2}),
+    ('tensor:2,data:1', {'tensor': 2, 'data': 1}),
+  ],
+)
+def test_parse_mesh(text, mesh):
+  assert list(axes.parse_mesh(text).items()) == list(mesh.items())  # their order is the layout
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('tensr:2', "no axis 'tensr'; did you mean tensor?"),
+    ('x:2', "no axis 'x'; choose from data, fsdp, tensor"),
+    ('data:2,data:4', 'axis data is given twice'),
+    ('data', "'data' should be axis:size, as in data:4"),
+    ('data:0', "'data:0' should be axis:size, as in data:4"),
+    ('data:-1', "'data:-1' should be axis:size, as in data:4"),
+    ('data:2.0', "'data:2.0' should be axis:size, as in data:4"),
+    ('data:²', "'data:²' should be axis:size, as in data:4"),
+    ('fsdp:2,data:x', "'data:x' should be axis:size, as in data:4"),
+  ],
+)
+def test_bad_meshes(text, message):
+  with pytest.raises(UserError) as e:
+    axes.parse_mesh(text)
+  assert str(e.value) == f'--parallel.mesh={text}: {message}'

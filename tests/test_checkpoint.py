@@ -1,0 +1,135 @@
+"""Which checkpoints survive, what they give back, and what becomes of damaged ones."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.processes import cell, saved_steps
+from transformer import state
+from transformer.checkpoint import Checkpoints, load_params
+from transformer.errors import UserError
+from transformer.state import TrainState
+
+HOST = {'sums': {'train/loss': [1 / 3, 2.0]}, 'data': 'abc', 'seconds': 1.5}
+
+
+@pytest.fixture(scope='module')
+def fresh() -> TrainState:
+  """A state before step 0."""
+  config = cell('fresh').config
+  hypers = state.hyper_arrays(config)
+  return jax.jit(lambda: state.create(config, np.uint32(0), hypers))()
+
+
+def _at(fresh: TrainState, step: int) -> TrainState:
+  """A state that differs at every step."""
+  params = jax.tree.map(lambda x: x + step, fresh.params)
+  return fresh.replace(step=np.int32(step), params=params)
+
+
+def _save(folder: Path, fresh: TrainState, losses: dict[int, float | None], **keep: int) -> set:
+  checkpoints = Checkpoints(folder, **keep)
+  for step, loss in losses.items():
+    metrics = None if loss is None else {'eval/loss': loss}
+    checkpoints.save(_at(fresh, step), HOST, metrics)
+  checkpoints.close()
+  return saved_steps(folder.parent)
+
+
+@pytest.mark.parametrize(
+  'keep, survivors',
+  [
+    ({'keep_last': 1, 'keep_best': 1}, {20, 50}),  # the best at 20, the newest at 50
+    ({'keep_last': 2, 'keep_best': 0}, {40, 50}),
+    ({'keep_last': 1, 'keep_best': 2}, {20, 30, 50}),
+  ],
+)
+def test_the_newest_and_the_best_survive(
+  tmp_path: Path, fresh: TrainState, keep: dict, survivors: set
+) -> None:
+  losses = {10: 5.0, 20: 1.0, 30: 2.0, 40: 3.0, 50: None}
+  assert _save(tmp_path / 'checkpoints', fresh, losses, **keep) == survivors
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path: Path, fresh: TrainState) -> None:
+  folder = tmp_path / 'checkpoints'
+  _save(folder, fresh, {3: 2.0, 7: 1.0})
+  checkpoints = Checkpoints(folder)
+  restored, host = checkpoints.restore(fresh)
+  checkpoints.close()
+  assert host == HOST
+  assert int(restored.step) == 7
+  jax.tree.map(np.testing.assert_array_equal, restored, _at(fresh, 7))
+  step, params = load_params(folder)
+  assert step == 7
+  jax.tree.map(np.testing.assert_array_equal, params, dict(_at(fresh, 7).params))
+
+
+def test_params_of_a_step_and_of_no_step(tmp_path: Path, fresh: TrainState) -> None:
+  folder = tmp_path / 'checkpoints'
+  _save(folder, fresh, {3: 1.0, 7: 2.0})
+  step, params = load_params(folder, 3)
+  assert step == 3
+  jax.tree.map(np.testing.assert_array_equal, params, dict(_at(fresh, 3).params))
+  with pytest.raises(UserError) as e:
+    load_params(folder, 4)
+  assert str(e.value) == f'{folder}: no checkpoint of step 4 in it'
+  with pytest.raises(UserError) as e:
+    load_params(tmp_path / 'none')
+  assert str(e.value) == f'{tmp_path / "none"}: no checkpoint in it'
+
+
+def _damage(step_folder: Path) -> None:
+  for path in (step_folder / 'state').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:5])
+
+
+@pytest.mark.parametrize('how', ['cut short', 'without state'])
+def test_a_damaged_newest_one_gives_way_to_the_one_before(
+  tmp_path: Path, fresh: TrainState, capsys: pytest.CaptureFixture, how: str
+) -> None:
+  folder = tmp_path / 'checkpoints'
+  _save(folder, fresh, {3: 1.0, 7: 2.0})
+  if how == 'cut short':
+    _damage(folder / '7')
+  else:
+    shutil.rmtree(folder / '7' / 'state')
+  checkpoints = Checkpoints(folder)
+  restored, host = checkpoints.restore(fresh)
+  assert int(restored.step) == 3
+  said = [x for x in capsys.readouterr().err.splitlines() if 'cannot be restored' in x]
+  assert len(said) == 1
+  assert said[0].startswith(f'{folder / "7"}: cannot be restored: ')
+  checkpoints.save(_at(fresh, 7), host, {'eval/loss': 0.5})  # the same step again
+  checkpoints.close()
+  assert (folder / '7.damaged').is_dir()
+  checkpoints = Checkpoints(folder)
+  assert int(checkpoints.restore(fresh)[0].step) == 7
+  checkpoints.close()
+
+
+def test_nothing_but_damaged_ones_is_told(tmp_path: Path, fresh: TrainState) -> None:
+  folder = tmp_path / 'checkpoints'
+  _save(folder, fresh, {7: 2.0})
+  _damage(folder / '7')
+  checkpoints = Checkpoints(folder)
+  with pytest.raises(UserError) as e:
+    checkpoints.restore(fresh)
+  checkpoints.close()
+  message = str(e.value)
+  assert message.startswith(f'{folder}: no checkpoint in it can be restored (')
+  assert message.endswith('); delete it to start anew')
+  assert '\n' not in message
+  assert saved_steps(tmp_path) == {7}  # left as it was
+
+
+def test_a_new_folder_has_none(tmp_path: Path, fresh: TrainState) -> None:
+  checkpoints = Checkpoints(tmp_path / 'checkpoints')
+  assert checkpoints.restore(fresh) is None
+  checkpoints.close()

@@ -1,0 +1,285 @@
+"""Settings: there and back through JSON, resolved once, hashed by what changes the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from tests import battery
+from transformer.config import (
+  PRESETS,
+  SECTIONS,
+  SETTINGS,
+  Config,
+  config_hash,
+  hyper,
+  resolve,
+  result_settings,
+  setting,
+  static_key,
+)
+from transformer.config import settings as settings_module
+from transformer.errors import UserError
+from transformer.spec import declare
+
+CHANGED = {  # a value of every setting that is not the one of BASE
+  'model.d_model': 512,
+  'model.num_layers': 3,
+  'model.num_heads': 8,
+  'model.head_dim': 32,
+  'model.vocab_size': 9000,
+  'model.positions': 'learned',
+  'model.norm': 'layernorm',
+  'model.bias': True,
+  'model.dropout': 0.1,
+  'model.dtype': 'bfloat16',
+  'model.unroll': True,
+  'ffn.ratio': 2.0,
+  'ffn.d_ff': 640,
+  'ffn.activation': 'swiglu',
+  'ffn.multiple_of': 100,
+  'ffn.bias': True,
+  'data.source': 'text:*.txt',
+  'data.tokenizer': 'byte',
+  'data.batch_size': 32,
+  'data.seq_len': 64,
+  'data.held_out': 0.2,
+  'data.cache': '/somewhere',
+  'optim.name': 'adamw(b1=0.8)',
+  'optim.learning_rate': 1e-3,
+  'optim.schedule': 'cosine(warmup=0.2)',
+  'optim.weight_decay': 0.0,
+  'optim.clip_norm': 2.0,
+  'train.steps': 7,
+  'train.accumulate': 2,
+  'train.max_bad_steps': 3,
+  'train.log_every': 1,
+  'train.eval_every': 5,
+  'train.checkpoint_every': 5,
+  'train.keep_last': 2,
+  'train.keep_best': 0,
+  'train.tensorboard': True,
+  'parallel.mode': 'pmap',
+  'parallel.mesh': 'data:2',
+  'launch.workers': 3,
+  'seed': 1,
+}
+# Static slots in which CHANGED moves an argument that is traced.
+TRACED_ARGUMENT = ('optim.name', 'optim.schedule')
+BASE = Config().replace(**{'model.vocab_size': 8192})  # so that a tokenizer changes no shape
+
+
+def error(function, *args, **kwargs) -> str:
+  with pytest.raises(UserError) as e:
+    function(*args, **kwargs)
+  return str(e.value)
+
+
+def test_every_setting_is_declared_whole():
+  for path, declared in SETTINGS.items():
+    assert declared.metadata['kind'] in ('static', 'traced', 'free'), path
+    assert declared.metadata['help'], path
+    assert Config().get(path) == declared.default
+    assert type(declared.default).__name__ == declared.type
+  assert all(SECTIONS.values())
+
+
+@pytest.mark.parametrize('path', CHANGED)
+def test_what_a_setting_touches(path):
+  before, after = resolve(BASE), resolve(BASE.replace(**{path: CHANGED[path]}))
+  assert before.get(path) != after.get(path)
+  kind = 'traced' if path in TRACED_ARGUMENT else SETTINGS[path].metadata['kind']
+  assert (static_key(before) != static_key(after)) == (kind == 'static')
+  assert (config_hash(before) != config_hash(after)) == (kind in ('static', 'traced'))
+
+
+def test_every_setting_is_among_the_changed_ones():
+  one = {p for p, d in SETTINGS.items() if len(d.metadata['choices'] or '..') == 1}
+  assert set(CHANGED) == set(SETTINGS) - one
+
+
+def test_hash_is_what_it_was():
+  """Folders are named by it: if this fails, no finished run will be found again."""
+  config = resolve(Config().replace(**PRESETS['pilot'], seed=3))
+  assert result_settings(config) == {
+    'model.d_model': 96,
+    'model.num_layers': 2,
+    'model.num_heads': 3,
+    'model.head_dim': 32,
+    'model.vocab_size': 1024,
+    'ffn.d_ff': 384,
+    'data.tokenizer.vocab_size': 1024,
+    'data.seq_len': 64,
+    'optim.learning_rate': 0.008,
+    'train.steps': 400,
+    'seed': 3,
+  }
+  assert config_hash(config) == 'abfd75de'
+
+
+def test_hash_ignores_defaults_spelt_out():
+  asked = {'ffn.activation': 'gelu()', 'optim.name': 'adamw(b1=0.9)', 'train.accumulate': 1}
+  assert config_hash(resolve(Config().replace(**asked))) == config_hash(resolve(Config()))
+
+
+def test_a_setting_added_later_changes_no_hash(monkeypatch):
+  configs = [resolve(Config().replace(**c)) for c in ({}, {'model.norm': 'layernorm'})]
+  before = [config_hash(c) for c in configs]
+  later = dataclasses.field(default=5, metadata=setting(5, 'later').metadata)
+  later.name, later.type = 'train.later', 'int'
+  monkeypatch.setitem(settings_module.SETTINGS, 'train.later', later)
+  monkeypatch.setattr(
+    Config, 'get', lambda s, path, get=Config.get: get(s, path) if path != 'train.later' else 5
+  )
+  assert 'train.later' in static_key(configs[0])
+  assert [config_hash(c) for c in configs] == before
+
+
+@pytest.mark.parametrize('variant', ['rmsnorm', 'layernorm'])
+def test_an_argument_added_later_changes_no_hash(variant, monkeypatch):
+  from transformer import spec
+
+  config = resolve(Config().replace(**{'model.norm': variant}))
+  before = config_hash(config)
+  monkeypatch.setitem(spec._DECLARED, 'model.norm', dict(spec.variants('model.norm')))
+  old = spec._DECLARED['model.norm'].pop(variant)
+
+  class Later:
+    epsilon: float = setting(1e-6, 'old', low=0.0)
+    centre: bool = setting(True, 'new')
+    bias = old.bias
+
+  declare('model.norm', variant)(Later)
+  assert 'model.norm.centre' in static_key(config)
+  assert config_hash(config) == before
+  assert config_hash(config.replace(**{'model.norm': f'{variant}(centre=False)'})) != before
+
+
+def test_hyper_is_what_the_step_reads():
+  config = resolve(Config().replace(**{'optim.schedule': 'cosine(final=0)', 'train.steps': 7}))
+  assert hyper(config) == {
+    'optim.learning_rate': 0.003,
+    'optim.name.b1': 0.9,
+    'optim.name.b2': 0.95,
+    'optim.name.eps': 1e-8,
+    'optim.schedule.warmup': 0.1,
+    'optim.schedule.final': 0.0,
+    'optim.weight_decay': 0.1,
+    'optim.clip_norm': 1.0,
+    'train.steps': 7.0,
+  }
+
+
+@pytest.mark.parametrize('preset', [*PRESETS, 'changed'])
+def test_json_and_resolve_are_idempotent(preset):
+  asked = Config().replace(**CHANGED if preset == 'changed' else PRESETS[preset])
+  resolved = resolve(asked)
+  assert resolve(resolved) == resolved
+  for config in (asked, resolved):
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_resolve_leaves_nothing_to_choose():
+  config = resolve(Config())
+  assert (config.model.head_dim, config.model.vocab_size) == (64, 4096)
+  assert (config.ffn.d_ff, config.ffn.ratio) == (1024, 4.0)
+  assert config.optim.learning_rate == 0.003
+  assert (config.train.eval_every, config.train.checkpoint_every) == (1000, 1000)
+  config = resolve(Config().replace(**{'train.eval_every': 50}))
+  assert (config.train.eval_every, config.train.checkpoint_every) == (50, 50)
+
+
+@pytest.mark.parametrize(
+  ('asked', 'd_ff'),
+  [
+    ({'ffn.ratio': 4.0}, 96),
+    ({'ffn.ratio': 8 / 3}, 64),
+    ({'ffn.ratio': 8 / 3, 'ffn.multiple_of': 10}, 60),
+    ({'ffn.d_ff': 50, 'ffn.ratio': 4.0}, 50),  # d_ff wins
+    ({'ffn.d_ff': 50, 'ffn.multiple_of': 16}, 48),
+    ({'ffn.d_ff': 1, 'ffn.multiple_of': 16}, 16),  # never 0
+    ({'ffn.ratio': 0.001}, 1),
+  ],
+)
+def test_d_ff(asked, d_ff):
+  config = resolve(Config().replace(**{'model.d_model': 24} | asked))
+  assert (config.ffn.d_ff, config.ffn.ratio) == (d_ff, d_ff / 24)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'ffn.dff': 1}, '--ffn.dff: no such setting; did you mean ffn.d_ff?'),
+    ({'ffn': 1}, '--ffn: no such setting; did you mean ffn.d_ff?'),
+    ({'ffn.d_ff': 1.5}, '--ffn.d_ff: 1.5 should be of type int'),
+    ({'ffn.d_ff': -1}, '--ffn.d_ff: -1 is below the least allowed, 0'),
+    ({'model.bias': 1}, '--model.bias: 1 should be of type bool'),
+    ({'model.dropout': 1}, '--model.dropout: 1.0 is above the most allowed, 0.95'),
+    ({'model.dtype': 'float16'}, "--model.dtype: no choice 'float16'; did you mean bfloat16?"),
+    ({'optim.clip_norm': float('nan')}, '--optim.clip_norm: nan is not a number to run with'),
+    ({'optim.clip_norm': float('inf')}, '--optim.clip_norm: inf is not a number to run with'),
+    ({'optim.clip_norm': 10**400}, '--optim.clip_norm: inf is not a number to run with'),
+    ({'seed': 2**31}, '--seed: 2147483648 is above the most allowed, 2147483647'),
+    ({'seed': '1'}, "--seed: '1' should be of type int"),
+  ],
+)
+def test_replace_refuses(changes, message):
+  assert error(Config().replace, **changes) == message
+
+
+@pytest.mark.parametrize(
+  ('tree', 'message'),
+  [
+    ({'ffn': {'dff': 1}}, "f.json: no setting 'ffn.dff'; did you mean ffn.d_ff?"),
+    ({'moddel': {'bias': True}}, "f.json: no setting 'moddel.bias'; did you mean model.bias?"),
+    ({'model': 5}, "f.json: no setting 'model'; did you mean model.norm?"),
+    ({'seed': {'x': 1}}, "f.json: no setting 'seed.x'; did you mean seed?"),
+    ({'ffn': {'d_ff': '1'}}, "--ffn.d_ff: '1' should be of type int"),
+  ],
+)
+def test_from_json_refuses(tree, message):
+  assert error(Config.from_json, tree, 'f.json') == message
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'model.num_heads': 3},
+      '--model.num_heads=3: does not divide --model.d_model=256; choose a divisor or set '
+      '--model.head_dim',
+    ),
+    (
+      {'model.head_dim': 5},
+      '--model.positions=rotary: needs an even head width, not 5',
+    ),
+    (
+      {'model.d_model': 15, 'model.num_heads': 3, 'model.positions': 'sinusoidal'},
+      '--model.positions=sinusoidal: needs an even d_model, not 15',
+    ),
+    (
+      {'model.vocab_size': 300},
+      "--model.vocab_size=300: below the tokenizer's 4096; leave it 0 or set --data.tokenizer",
+    ),
+    ({'train.accumulate': 3}, '--data.batch_size=16: not divisible by --train.accumulate=3'),
+    ({'parallel.mesh': 'dat:1'}, "--parallel.mesh=dat:1: no axis 'dat'; did you mean data?"),
+    (
+      {'optim.schedule': 'cosin'},
+      "--optim.schedule=cosin: no variant 'cosin'; did you mean cosine?",
+    ),
+  ],
+)
+def test_resolve_refuses(changes, message):
+  assert error(resolve, Config().replace(**changes)) == message
+
+
+def test_replace_takes_integers_for_floats_and_leaves_the_original():
+  config = Config()
+  assert config.replace(**{'ffn.ratio': 3}).ffn.ratio == 3.0
+  assert config == Config()
+
+
+def test_tiny_is_resolved():
+  assert resolve(battery.tiny()) == battery.tiny()

@@ -1,0 +1,85 @@
+"""Positions: rotation as complex numbers, sinusoids by the formula, and a new start a document."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import reference
+from transformer.positions import positions_in_documents, rotate, sinusoid
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+  ('segments', 'expected'),
+  [
+    ([0, 0, 0, 0], [0, 1, 2, 3]),
+    ([0, 0, 1, 1], [0, 1, 0, 1]),  # a row that begins inside a document
+    ([1, 1, 1, 2], [0, 1, 2, 0]),
+    ([1, 2, 3, 3], [0, 0, 0, 1]),
+    ([5], [0]),
+  ],
+)
+def test_positions_start_again_at_each_document(segments, expected):
+  assert positions_in_documents(jnp.array([segments])).tolist() == [expected]
+  assert reference.positions(np.array(segments)).tolist() == expected
+
+
+@pytest.mark.parametrize('width', [2, 6, 16])
+@pytest.mark.parametrize('base', [10000.0, 50.0])
+def test_rotation_is_a_complex_multiplication(width, base):
+  x = RNG.normal(size=(2, 5, 3, width)).astype(np.float32)
+  where = RNG.integers(0, 100, (2, 5))
+  got = rotate(jnp.asarray(x), jnp.asarray(where), base)
+  expected = [
+    [[reference.rotate(head, p, base) for head in token] for token, p in zip(*row, strict=True)]
+    for row in zip(np.float64(x), where, strict=True)
+  ]
+  np.testing.assert_allclose(got, expected, atol=2e-5)
+  off = np.asarray(rotate(jnp.asarray(x), jnp.asarray(where + 1), base)) - expected
+  assert np.max(np.abs(off)) > 0.1  # negative control
+
+
+def test_rotation_keeps_lengths_and_leaves_position_0_alone():
+  x = jnp.asarray(RNG.normal(size=(1, 4, 1, 8)).astype(np.float32))
+  turned = rotate(x, jnp.array([[0, 1, 7, 1000]]), 1e4)
+  np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), 1e-6)
+  assert np.array_equal(turned[:, 0], x[:, 0])
+
+
+def test_scores_after_rotation_depend_on_distance_only():
+  query, key = (jnp.asarray(RNG.normal(size=(1, 1, 1, 8)).astype(np.float32)) for _ in range(2))
+
+  def score(at: int, other: int) -> float:
+    return float(
+      jnp.sum(rotate(query, jnp.array([[at]]), 1e4) * rotate(key, jnp.array([[other]]), 1e4))
+    )
+
+  assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
+  assert abs(score(7, 3) - score(7, 4)) > 1e-2
+
+
+def test_rotation_is_computed_in_float32_and_returned_in_its_own_type():
+  x = jnp.ones((1, 1, 1, 4), jnp.bfloat16)
+  got = rotate(x, jnp.array([[1000]]), 1e4)
+  expected = reference.rotate(np.ones(4), 1000, 1e4)
+  assert got.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.float64(np.ravel(got)), expected, atol=6e-3)
+
+
+@pytest.mark.parametrize('d_model', [2, 10, 16])
+def test_sinusoid_is_the_formula_of_the_paper(d_model):
+  where = np.array([[0, 1, 2, 3], [0, 5, 250, 1000]])
+  got = sinusoid(jnp.asarray(where), d_model)
+  expected = [[reference.sinusoid(p, d_model) for p in row] for row in where]
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, expected, atol=1e-4)  # sin(1000) from an angle in float32
+
+
+def test_sinusoid_by_hand():
+  """Position 1, d_model 4: rates 1 and 10000^(−1/2) = 0.01; sines come first."""
+  expected = [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)]
+  np.testing.assert_allclose(np.ravel(sinusoid(jnp.array([[1]]), 4)), expected, rtol=1e-5)
+  assert sinusoid(jnp.array([[0]]), 4).tolist() == [[[0, 0, 1, 1]]]

@@ -1,0 +1,160 @@
+"""Variants in one string: all of them there and back; every mistake has its sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from transformer import spec
+from transformer.config import SETTINGS
+from transformer.errors import UserError, nearest
+
+DECLARED = [(slot, name) for slot in spec.slots() for name in spec.variants(slot)]
+
+
+def error(slot: str, text: str) -> str:
+  with pytest.raises(UserError) as e:
+    spec.parse(slot, text)
+  return str(e.value)
+
+
+def sample(field: dataclasses.Field) -> object:
+  """A value of an argument that is not its default and within its range."""
+  if field.metadata.get('colon'):
+    return 'a b/**: (x) "y"'
+  inside = {'int': field.default, 'float': field.default}[field.type]
+  if field.metadata.get('high') is not None:
+    return inside / 2
+  return inside + 1
+
+
+@pytest.mark.parametrize(('slot', 'name'), DECLARED)
+def test_every_variant_goes_to_text_and_back(slot, name):
+  declaration = spec.variants(slot)[name]
+  fields = dataclasses.fields(declaration)
+  changed = declaration(**{f.name: sample(f) for f in fields})
+  assert spec.parse(slot, spec.canonical(changed)) == changed
+  if all(f.default is not dataclasses.MISSING for f in fields):
+    assert spec.canonical(spec.parse(slot, name)) == name  # defaults are left out
+    assert spec.parse(slot, spec.usage(declaration)) == declaration()
+
+
+def test_slots_are_settings_and_defaults_are_variants():
+  assert set(spec.slots()) <= set(SETTINGS)
+  for slot in spec.slots():
+    spec.parse(slot, SETTINGS[slot].default)
+
+
+@pytest.mark.parametrize(
+  ('slot', 'text', 'canonical'),
+  [
+    ('data.tokenizer', 'bpe', 'bpe'),
+    ('data.tokenizer', 'bpe()', 'bpe'),
+    ('data.tokenizer', ' bpe( 300 ) ', 'bpe(vocab_size=300)'),
+    ('data.tokenizer', 'bpe(vocab_size=4096)', 'bpe'),
+    ('model.positions', 'rotary(500)', 'rotary(base=500.0)'),
+    ('optim.name', 'adamw(.8, eps=1e-6)', 'adamw(b1=0.8, eps=1e-06)'),
+    ('data.source', 'text:a b.txt', 'text:a b.txt'),
+    ('data.source', "text('a b.txt')", 'text:a b.txt'),
+    ('data.source', 'text(glob="a:b")', 'text:a:b'),
+    ('data.source', 'tfds:wikipedia/20230601.en', 'tfds:wikipedia/20230601.en'),
+  ],
+)
+def test_ways_of_writing(slot, text, canonical):
+  assert spec.canonical(spec.parse(slot, text)) == canonical
+
+
+@pytest.mark.parametrize(
+  ('slot', 'text', 'message'),
+  [
+    ('ffn.activation', 'reluu', "no variant 'reluu'; did you mean relu?"),
+    (
+      'ffn.activation',
+      'xyzzy',
+      "no variant 'xyzzy'; choose from geglu, gelu, identity, relu, relu2, silu, swiglu",
+    ),
+    ('ffn.activation', 'relu(alpha=1)', "relu has no argument 'alpha'; it takes none"),
+    ('ffn.activation', 'relu(1)', 'relu takes no argument(s), got 1'),
+    ('ffn.activation', 'relu:1', 'relu takes no argument(s), got 1'),
+    ('optim.name', 'adamw(bb=.9)', "adamw has no argument 'bb'; did you mean b2?"),
+    ('optim.name', 'adamw(.9, b1=.8)', 'b1 is given twice'),
+    ('optim.name', 'adamw(1, 2, 3, 4)', 'adamw takes 3 argument(s), got 4'),
+    ('optim.name', 'adamw(b1=1.0)', 'b1: 1.0 is above the most allowed, 0.9999999'),
+    ('optim.name', 'adamw(eps=-1)', 'eps: -1.0 is below the least allowed, 0.0'),
+    ('model.positions', 'rotary(base="x")', "base: 'x' should be of type float"),
+    ('model.positions', 'rotary(base=None)', 'base: None should be of type float'),
+    ('model.positions', 'rotary(base=1e999)', 'base: inf is not a number to run with'),
+    ('data.tokenizer', 'bpe(True)', 'vocab_size: True should be of type int'),
+    ('data.tokenizer', 'bpe(1e3)', 'vocab_size: 1000.0 should be of type int'),
+    ('data.tokenizer', 'bpe(256)', 'vocab_size: 256 is below the least allowed, 257'),
+    ('data.source', 'tfds', 'tfds needs name, as in tfds:NAME'),
+    ('data.source', 'text("")', 'glob: is empty'),
+    ('data.source', 'synthetic:5', "rows: '5' should be of type int"),
+  ],
+)
+def test_mistakes(slot, text, message):
+  assert error(slot, text) == f'--{slot}={text}: {message}'
+
+
+GARBAGE = [
+  '',
+  ' ',
+  '1',
+  'relu(',
+  'relu)',
+  'relu(1',
+  'relu relu',
+  'relu, gelu',
+  'relu.gelu',
+  'relu()()',
+  'relu(gelu)',
+  'relu(gelu())',
+  'relu(x=gelu)',
+  'relu(*[])',
+  'relu(**{})',
+  'relu(x=1, x=2)',
+  'relu({[]: 1})',
+  'relu(lambda: 0)',
+  'relu(x := 1)',
+  'relu:',
+  'relu; import os',
+  '__import__("os").system("true")',
+  'relu(__import__("os").system("true"))',
+  'relu\0',
+  '(' * 300,
+  'relu(' + '[' * 250 + ']' * 250 + ')',
+  'relu(' + '-' * 20000 + '1)',
+  'relu(' + '1+' * 20000 + '1)',
+]
+
+
+@pytest.mark.parametrize('text', GARBAGE, ids=lambda text: repr(text[:24]))
+def test_garbage_is_refused_and_never_run(text):
+  expected = 'expected name or name(argument=value), with literal values'
+  assert error('ffn.activation', text) == f'--ffn.activation={text}: {expected}'
+
+
+def test_an_integer_too_long_for_a_float():
+  text = f'rotary({"9" * 400})'
+  assert error('model.positions', text) == (
+    f'--model.positions={text}: base: inf is not a number to run with'
+  )
+
+
+def test_nearest():
+  assert nearest('lernin_rate', ['learning_rate', 'steps']) == '; did you mean learning_rate?'
+  assert nearest('zzz', ['b', 'a']) == '; choose from a, b'
+
+
+def test_declared_twice():
+  with pytest.raises(ValueError, match=r'^ffn\.activation=relu is declared twice$'):
+    spec.declare('ffn.activation', 'relu')(type('Again', (), {}))
+
+
+def test_every_variant_and_argument_says_what_it_is():
+  for slot, name in DECLARED:
+    declaration = spec.variants(slot)[name]
+    assert declaration.__doc__.splitlines()[0].rstrip('.')
+    for field in dataclasses.fields(declaration):
+      assert field.metadata['help'] and field.metadata['kind'] in ('static', 'traced')
