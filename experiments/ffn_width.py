@@ -24,7 +24,7 @@ lab.define_comparison_flags(
   baseline='4',
   match='params',
   **PRESETS['pilot'],
-  **{'train.eval_every': 200, 'train.log_every': 20},
+  **{'train.checkpoint_every': 200, 'train.log_every': 20},
 )
 
 

@@ -68,12 +68,12 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 
 def poke(tree: Any, path: str, amount: float = 0.5) -> Any:
-  """A copy of a nested dictionary of arrays in which the last entry of one leaf is moved."""
+  """A copy of a nested dictionary of arrays in which the first entry of one leaf is moved."""
   head, _, rest = path.partition('/')
   if rest:
     return tree | {head: poke(tree[head], rest, amount)}
   leaf = np.array(tree[head])
-  leaf.flat[-1] += amount
+  leaf.flat[0] += amount
   return tree | {head: leaf}
 
 

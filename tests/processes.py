@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,10 +50,9 @@ sys.exit(worker.main(sys.argv[1:]))
 
 
 def environment(**more: str) -> dict[str, str]:
-  """Ours, less what would force devices, with a cache of prepared data that all tests share."""
+  """Ours, less what would force devices; the cache of prepared data is the one of all tests."""
   env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'PACE', 'COLUMNS')}
-  cache = os.path.join(tempfile.gettempdir(), f'isoffn-tests-{os.getuid()}')
-  env |= {'ISOFFN_CACHE': cache, 'JAX_PLATFORMS': 'cpu', 'COLUMNS': '300'}
+  env |= {'JAX_PLATFORMS': 'cpu', 'COLUMNS': '300'}
   env['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiles in half the time
   return env | more
 

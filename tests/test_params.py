@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from transformer import axes, model, params
 from transformer.config import PRESETS, Config, resolve
 
 
+@functools.cache
 def initialize(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
   return battery.flat(params.initialize(config, jax.random.key(seed)))
 

@@ -42,34 +42,6 @@ TEXT = {
 }
 
 
-@pytest.fixture(scope='module')
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict:
-  """Settings of a few kilobytes of text."""
-  folder = tmp_path_factory.mktemp('corpus')
-  words = 'the feed forward network of a small transformer maps each position on its own'.split()
-  chance = random.Random(0)
-  for k in range(4):
-    lines = (' '.join(chance.choices(words, k=8)) for _ in range(40))
-    (folder / f'{k}.txt').write_text('\n'.join(lines))
-  return {'data.source': f'text:{folder}/*.txt', 'data.cache': str(folder / 'cache')}
-
-
-@pytest.fixture(scope='module')
-def undisturbed(corpus: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-  """Folders of runs that nothing happened to, all by one process."""
-  workdir = tmp_path_factory.mktemp('undisturbed')
-  cells = [
-    # `synthetic` comes second to a run that shares its program but none of its numbers.
-    cell('other', **SYNTHETIC | {'seed': 7, 'optim.learning_rate': 0.01, 'train.steps': 9}),
-    cell('synthetic', **SYNTHETIC),
-    cell('text', **TEXT | corpus),
-  ]
-  programs = workdir / 'programs'
-  assert start_worker(workdir, *cells, programs=programs).wait(timeout=120) == 0
-  assert all((c.folder(workdir) / 'done.json').exists() for c in cells)
-  return {c.name: c.folder(workdir) for c in cells} | {'programs': programs}
-
-
 def _kill_when(moment: Callable[[], object], process: subprocess.Popen) -> None:
   until(moment, process)
   assert process.poll() is None  # alive when killed
@@ -87,63 +59,65 @@ def _assert_same(folder: Path, undisturbed: Path) -> None:
   }
 
 
-def test_killed_at_every_kind_of_moment(undisturbed: dict[str, Path], tmp_path: Path) -> None:
-  c = cell('synthetic', **SYNTHETIC)
-  folder = c.folder(tmp_path)
-  checkpoints = folder / 'checkpoints'
+def test_a_run_disturbed_at_every_kind_of_moment(tmp_path: Path) -> None:
+  # Undisturbed, it even comes second to a run that shares its program but none of its numbers.
+  other = cell('other', **SYNTHETIC | {'seed': 7, 'optim.learning_rate': 0.01, 'train.steps': 9})
+  c, programs = cell('synthetic', **SYNTHETIC), tmp_path / 'programs'
+  (tmp_path / 'undisturbed').mkdir()
+  process = start_worker(tmp_path / 'undisturbed', other, c, programs=programs)
+  assert process.wait(timeout=120) == 0
+  undisturbed, folder = c.folder(tmp_path / 'undisturbed'), c.folder(tmp_path)
+  with pytest.raises(AssertionError):  # so the comparison can fail
+    _assert_same(other.folder(tmp_path / 'undisturbed'), undisturbed)
 
-  def half_saved() -> list:
-    return list(checkpoints.glob('*orbax-checkpoint-tmp*'))
+  def step() -> int:
+    return max((row['step'] for row in rows(folder)), default=0)
 
-  moments = {
-    'before the first checkpoint': lambda: len(rows(folder)) > 0,
-    'while one is written': half_saved,
-    'as one becomes complete': lambda: any(s > newest for s in saved_steps(folder)),
-    'during evaluation': lambda: newest > 0 and phase(folder) == 'evaluating',
-    'after the last, before the result': lambda: 60 in saved_steps(folder) and len(done()) == 0,
-  }
+  def sitting() -> subprocess.Popen:
+    return start_worker(tmp_path, c, pace=PACE, programs=programs)
 
-  def done() -> list:
-    return list(folder.glob('done.json'))
-
-  for name, moment in moments.items():
-    newest = max(saved_steps(folder), default=0)
-    process = start_worker(tmp_path, c, pace=PACE, programs=undisturbed['programs'])
-    _kill_when(moment, process)
-    print(name, 'at', rows(folder)[-1:], saved_steps(folder), half_saved())
-    assert not done()
-  assert start_worker(tmp_path, c, programs=undisturbed['programs']).wait(timeout=60) == 0
-  _assert_same(folder, undisturbed['synthetic'])
-
-
-def test_asked_to_stop_at_any_step(undisturbed: dict[str, Path], tmp_path: Path) -> None:
-  c = cell('synthetic', **SYNTHETIC)
-  folder = c.folder(tmp_path)
-  process = start_worker(tmp_path, c, pace=PACE, programs=undisturbed['programs'])
-  until(lambda: rows(folder) and rows(folder)[-1]['step'] >= 9, process)
+  # Training, before the first checkpoint.
+  _kill_when(step, sitting())
+  assert not saved_steps(folder)
+  # While a checkpoint is written.
+  _kill_when(lambda: list((folder / 'checkpoints').glob('*.orbax-checkpoint-tmp')), sitting())
+  # As one becomes complete.
+  _kill_when(lambda: saved_steps(folder), sitting())
+  # Asked to stop, at a step of no meaning: it saves itself there and then.
+  newest = max(saved_steps(folder))
+  process = sitting()
+  until(lambda: newest < 9 <= step(), process)
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=30) == STOPPED
-  stopped_at = max(saved_steps(folder))
-  assert 10 <= stopped_at < 14  # at once: before step 14, whose checkpoint was due
+  assert newest < max(saved_steps(folder)) < 14  # where the next one was due
   assert not (folder / 'claim.json').exists()
-  assert start_worker(tmp_path, c, programs=undisturbed['programs']).wait(timeout=60) == 0
-  _assert_same(folder, undisturbed['synthetic'])
+  # Evaluating.
+  _kill_when(lambda: step() > 14 and phase(folder) == 'evaluating', sitting())
+  assert max(saved_steps(folder)) == 14
+  # After the last checkpoint, before the result.
+  _kill_when(lambda: 60 in saved_steps(folder), sitting())
+  assert not (folder / 'done.json').exists()
+  assert start_worker(tmp_path, c, programs=programs).wait(timeout=60) == 0
+  _assert_same(folder, undisturbed)
 
 
-def test_killed_at_random_steps_of_a_run_on_text(
-  undisturbed: dict[str, Path], corpus: dict, tmp_path: Path
-) -> None:
-  c = cell('text', **TEXT | corpus)
+def test_a_run_on_text_killed_at_random_steps(tmp_path: Path) -> None:
+  words = 'the feed forward network of a small transformer maps each position alone'.split()
+  chance = random.Random(0)
+  for k in range(4):
+    lines = (' '.join(chance.choices(words, k=8)) for _ in range(40))
+    (tmp_path / f'{k}.txt').write_text('\n'.join(lines))
+  text = {'data.source': f'text:{tmp_path}/*.txt', 'data.cache': str(tmp_path / 'cache')}
+  c, programs = cell('text', **TEXT | text), tmp_path / 'programs'
+  (tmp_path / 'undisturbed').mkdir()
+  process = start_worker(tmp_path / 'undisturbed', c, programs=programs)
+  assert process.wait(timeout=120) == 0
   folder = c.folder(tmp_path)
-  for low, high in ((1, 14), (15, 36)):
-    step = random.randint(low, high)
-    print('killed at', step)
-    process = start_worker(tmp_path, c, pace=PACE, programs=undisturbed['programs'])
-    _kill_when(lambda: (rows(folder) or [{'step': 0}])[-1]['step'] >= step // 4 * 4, process)  # noqa: B023
+  for low, high in ((1, 3), (4, 9)):
+    row = 4 * random.randint(low, high)
+    print('killed once row', row, 'is written')
+    process = start_worker(tmp_path, c, pace=PACE, programs=programs)
+    _kill_when(lambda: any(r['step'] >= row for r in rows(folder)), process)  # noqa: B023
+  # Compiled anew: what a run continues with is not the very same program.
   assert start_worker(tmp_path, c).wait(timeout=60) == 0
-  _assert_same(folder, undisturbed['text'])
-
-
-def test_the_comparison_can_fail(undisturbed: dict[str, Path]) -> None:
-  with pytest.raises(AssertionError):
-    _assert_same(undisturbed['other'], undisturbed['synthetic'])
+  _assert_same(folder, c.folder(tmp_path / 'undisturbed'))
