@@ -57,6 +57,14 @@ def environment(**more: str) -> dict[str, str]:
   return env | more
 
 
+def keep_programs(folder: Path) -> dict[str, str]:
+  """What makes a process keep compiled programs in `folder`, and take them from there."""
+  return {
+    'JAX_COMPILATION_CACHE_DIR': str(folder),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+  }
+
+
 def flags(settings: dict) -> list[str]:
   """Settings as they are written on a command line."""
   return [f'--{name}={value}' for name, value in settings.items()]
@@ -93,8 +101,7 @@ def start_worker(
   """Starts a worker on cells. programs: a folder that keeps compiled programs for the next one."""
   env = environment(PACE=str(pace))
   if programs:
-    env['JAX_COMPILATION_CACHE_DIR'] = str(programs)
-    env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+    env |= keep_programs(programs)
   for c in cells:
     write_config(c, workdir)
   command = [sys.executable, '-c', WORKER, f'--workdir={workdir}', '--cells']

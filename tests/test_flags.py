@@ -1,4 +1,4 @@
-"""Flags: help in a blink, nothing heavy imported, every mistake one line that says what is right."""
+"""Flags: help in a blink, nothing heavy imported, every mistake one line that helps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 from tests.processes import ROOT, TINY, environment, flags, run
 from transformer.config import SECTIONS, SETTINGS
 
-SCRIPTS = sorted(p.stem for p in (ROOT / 'experiments').glob('*.py') if 'flags.run(' in p.read_text())
+SCRIPTS = sorted(
+  p.stem for p in (ROOT / 'experiments').glob('*.py') if 'flags.run(' in p.read_text()
+)
 EXPERIMENTS = ('activations', 'ffn_width', 'train')
 TINY_FLAGS = flags(TINY)
 
@@ -115,9 +117,7 @@ MISTAKES = {
   '--workdri=x': '--workdri: no such flag; did you mean workdir?',
   '--preset=pilto': '--preset=pilto: no such preset; did you mean pilot?',
   '--preset=zzz': '--preset=zzz: no such preset' + _choices('bench, gpt2, pilot'),
-  '--model.positions=rotry': (
-    "--model.positions=rotry: no variant 'rotry'; did you mean rotary?"
-  ),
+  '--model.positions=rotry': ("--model.positions=rotry: no variant 'rotry'; did you mean rotary?"),
   '--model.positions=rotary(bas=5)': (
     "--model.positions=rotary(bas=5): rotary has no argument 'bas'; did you mean base?"
   ),
@@ -132,7 +132,9 @@ MISTAKES = {
   ),
   '--data.source=text': '--data.source=text: text needs glob, as in text:GLOB',
   # Types and ranges.
-  '--model.d_model=wide': "flag --model.d_model=wide: invalid literal for int() with base 10: 'wide'",
+  '--model.d_model=wide': (
+    "flag --model.d_model=wide: invalid literal for int() with base 10: 'wide'"
+  ),
   '--model.d_model=0': '--model.d_model: 0 is below the least allowed, 1',
   '--model.dropout=1.5': '--model.dropout: 1.5 is above the most allowed, 0.95',
   '--optim.learning_rate=nan': '--optim.learning_rate: nan is not a number to run with',

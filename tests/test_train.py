@@ -103,7 +103,7 @@ def test_cells_that_differ_in_numbers_share_one_program(tmp_path: Path) -> None:
 
 
 def test_what_a_run_writes_and_returns(tmp_path: Path) -> None:
-  config = _config(**{'train.eval_every': 12, 'train.tensorboard': True})
+  config = _config(**{'train.eval_every': 12})
   folder = tmp_path / 'run'
   done = _run(config, folder)
   steps = [(row['step'], *sorted(k for k in row if k != 'step')) for row in rows(folder)]
@@ -124,7 +124,17 @@ def test_what_a_run_writes_and_returns(tmp_path: Path) -> None:
   assert record['code'] == provenance.code_digest()
   assert record['data']['fingerprint'] == done['data']
   assert record['versions']['jax'] == jax.__version__
-  assert list((folder / 'tensorboard').glob('events.out.tfevents.*'))
+
+
+def test_tensorboard_gets_the_same_rows(tmp_path: Path) -> None:
+  loader = pytest.importorskip('tensorboard.backend.event_processing.event_file_loader')
+  _run(_config(**{'train.tensorboard': True}), tmp_path / 'run')
+  (path,) = (tmp_path / 'run' / 'tensorboard').iterdir()
+  events = [e for e in loader.LegacyEventFileLoader(str(path)).Load() if e.HasField('summary')]
+  shown = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in events]
+  for (step, values), row in zip(shown, rows(tmp_path / 'run'), strict=True):
+    assert step == row.pop('step')
+    assert {k: values[k] for k in row} == pytest.approx(row)  # which are kept in float32
 
 
 class _StopAt(train.Control):

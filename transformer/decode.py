@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,26 +58,34 @@ def generate(
   temperature 0 takes the most likely. Only the last data.seq_len tokens are looked at.
   """
   window = config.data.seq_len
-  decoder = model.build(config)
-
-  @jax.jit
-  def draw(params: dict, tokens_1T: jax.Array, last: jax.Array, key: jax.Array) -> jax.Array:
-    logits_BTV, _ = decoder.apply({'params': params}, tokens_1T)
-    logits_V = logits_BTV[0, last]
-    hot = jax.random.categorical(key, logits_V / jnp.maximum(temperature, 1e-6))
-    return jnp.where(temperature > 0.0, hot, jnp.argmax(logits_V))
-
   params, key = jax.device_put(params), jax.random.key(seed)
   tokens = [int(t) for t in prompt]
   for i in range(new_tokens):
     seen = tokens[-window:]
     padded = np.zeros((1, window), np.int32)  # what follows the last token is never looked at
     padded[0, : len(seen)] = seen
-    token = int(draw(params, padded, np.int32(len(seen) - 1), jax.random.fold_in(key, i)))
+    last, own = np.int32(len(seen) - 1), jax.random.fold_in(key, i)
+    token = int(_draw(config, params, padded, last, own, np.float32(temperature)))
     if token == 0:
       return
     tokens.append(token)
     yield token
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(
+  config: Config,
+  params: dict,
+  tokens_1T: jax.Array,
+  last: jax.Array,
+  key: jax.Array,
+  temperature: jax.Array,
+) -> jax.Array:
+  """A token after position `last`."""
+  logits_BTV, _ = model.build(config).apply({'params': params}, tokens_1T)
+  logits_V = logits_BTV[0, last]
+  drawn = jax.random.categorical(key, logits_V / jnp.maximum(temperature, 1e-6))
+  return jnp.where(temperature > 0.0, drawn, jnp.argmax(logits_V))
 
 
 def tokenizer_of(config: Config) -> Byte | Bpe:

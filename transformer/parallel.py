@@ -47,12 +47,23 @@ def make(config: Config) -> MeshParallel | PmapParallel:
   return PmapParallel(devices) if mode == 'pmap' else MeshParallel(mesh)
 
 
+def _settle(out: Tree, devices: list[jax.Device]) -> Tree:
+  """Waits for `out` where XLA's collectives need it.
+
+  Several CPU devices share one pool of threads: with a second step in flight, devices that wait
+  in its sum can keep the others from finishing the first, and XLA aborts the process.
+  """
+  if len(devices) > 1 and devices[0].platform == 'cpu':
+    return jax.block_until_ready(out)
+  return out
+
+
 class MeshParallel:
   """jit over a mesh: arrays laid out by the letter table, communication by the compiler."""
 
   def __init__(self, mesh: dict[str, int]):
     devices = np.array(jax.devices()[: prod(mesh.values())]).reshape(tuple(mesh.values()))
-    self._axes = mesh
+    self._axes, self._devices = mesh, list(devices.flat)
     self._mesh = Mesh(devices, tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
     self._state_sharding: Tree = None
 
@@ -96,7 +107,7 @@ class MeshParallel:
 
     def call(*args: Tree) -> Tree:
       with jax.set_mesh(self._mesh):
-        return compiled(*args)
+        return _settle(compiled(*args), self._devices)
 
     return call
 
@@ -149,7 +160,8 @@ class PmapParallel:
 
   def fetch(self, state: Tree) -> Tree:
     """The first replica."""
-    return jax.tree.map(lambda x: x[0], state)
+    # Read where it lies: x[0] would be a program of its own a leaf, with communication in it.
+    return jax.tree.map(lambda x: x.addressable_data(0)[0], state)
 
   def _pmap(self, step: Callable, donate: bool) -> Callable:
     def share(state: Tree, batch: Tree) -> Tree:
@@ -158,9 +170,9 @@ class PmapParallel:
     compiled = jax.pmap(share, 'devices', donate_argnums=(0,) if donate else ())
 
     def call(state: Tree, batch: Tree) -> Tree:
-      out = compiled(state, batch)
+      out = _settle(compiled(state, batch), self._devices)
       if donate:  # metrics are equal on all devices; the state stays replicated
-        return out[0], jax.tree.map(lambda x: x[0], out[1])
-      return out[0]
+        return out[0], self.fetch(out[1])
+      return self.fetch(out)
 
     return call

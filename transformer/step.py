@@ -45,7 +45,7 @@ def train_step(
   """One optimizer step on a batch, or on this device's share of it.
 
   Gradients are summed over micro-batches and devices and divided once by the global number of
-  targets. A step whose loss or gradient is not finite changes nothing but the counters.
+  targets. A step whose loss, gradient or result is not finite changes nothing but the counters.
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   grads, sums = _accumulate(config, state.params, batch, key)
@@ -55,7 +55,8 @@ def train_step(
   params, opt_state, norm = optimizer.update(
     config, grads, state.opt_state, state.params, state.hyper, rate
   )
-  good = jnp.isfinite(loss_sum) & jnp.isfinite(norm)
+  finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(params)]  # 0/0 in Adam at eps=0
+  good = jnp.isfinite(loss_sum) & jnp.isfinite(norm) & jnp.all(jnp.stack(finite))
   keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
   bad = 1 - good.astype(jnp.int32)
   state = state.replace(

@@ -41,8 +41,10 @@ def _replace(path: Path, content: bytes) -> None:
       file.write(content)
     os.chmod(name, 0o644)  # mkstemp's is private, a report is to be shared
     os.replace(name, path)
-  except BaseException:
+  except BaseException as e:
     Path(name).unlink(missing_ok=True)
+    if isinstance(e, OSError):
+      e.filename = str(path)  # a full disk is reported by write(), which knows no name
     raise
 
 
