@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import pytest
 
@@ -38,6 +39,22 @@ def test_every_variant_goes_to_text_and_back(slot, name):
   if all(f.default is not dataclasses.MISSING for f in fields):
     assert spec.canonical(spec.parse(slot, name)) == name  # defaults are left out
     assert spec.parse(slot, spec.usage(declaration)) == declaration()
+
+
+@pytest.mark.parametrize(
+  ('slot', 'registry'),
+  [
+    ('ffn.activation', 'activations.BODIES'),
+    ('optim.name', 'optimizer.OPTIMIZERS'),
+    ('optim.schedule', 'optimizer.SCHEDULES'),
+    ('data.source', 'data.sources.SOURCES'),
+    ('data.tokenizer', 'data.tokenizers.TOKENIZERS'),
+  ],
+)
+def test_declarations_and_bodies_are_the_same_set(slot, registry):
+  module, _, name = registry.rpartition('.')
+  bodies = getattr(importlib.import_module(f'transformer.{module}'), name)
+  assert set(spec.variants(slot)) == set(bodies)
 
 
 def test_slots_are_settings_and_defaults_are_variants():

@@ -57,7 +57,10 @@ def train_step(
   )
   finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(params)]  # 0/0 in Adam at eps=0
   good = jnp.isfinite(loss_sum) & jnp.isfinite(norm) & jnp.all(jnp.stack(finite))
-  keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
+
+  def keep(new: dict, old: dict) -> dict:
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
   bad = 1 - good.astype(jnp.int32)
   state = state.replace(
     step=state.step + 1,

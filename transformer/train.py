@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 
 class NonFinite(Exception):
-  """Too many steps in a row with a loss or gradient that is not finite."""
+  """Too many steps in a row with a loss, gradient or update that is not finite."""
 
   cause = 'non-finite'
 
@@ -184,8 +184,8 @@ class _Run:
       self.last_norm = float(norm)
     elif in_a_row >= self.config.train.max_bad_steps:
       raise NonFinite(
-        f'{int(in_a_row)} steps in a row without a finite loss and gradient, up to step {now}: '
-        f'learning rate {rate:.3g}, gradient norm {norm:.3g}, last finite one '
+        f'{int(in_a_row)} steps in a row without a finite loss, gradient and update, up to step '
+        f'{now}: learning rate {rate:.3g}, gradient norm {norm:.3g}, at the last good step '
         f'{self.last_norm:.3g} (--train.max_bad_steps={self.config.train.max_bad_steps})'
       )
 
