@@ -6,7 +6,9 @@ A script says what it varies and how a value becomes a config; the rest is here.
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,7 +24,10 @@ from transformer.config import Config, resolve, result_settings
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
+  from rich.console import Console
+
   from launch import local
+  from transformer.data import Data
 
 FLAGS = absl_flags.FLAGS
 
@@ -224,10 +229,8 @@ def _identity(name: str, match: str, variable: str, base: Config) -> dict:
   return {'experiment': name, '--match': match, **result_settings(base, without)}
 
 
-def _write_references(experiment: Experiment, workdir: Path, opened) -> None:
+def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> None:
   """Unigram and bigram losses fitted on the tokens that a run of seed 0 sees."""
-  import math
-
   import numpy as np
 
   from transformer.analysis import ngram
@@ -238,7 +241,7 @@ def _write_references(experiment: Experiment, workdir: Path, opened) -> None:
   there = read_json(workdir / 'references.json', strict=False)
   if there and there.get('key') == key:
     return
-  batches = min(steps, 4_000_000 // count.train_tokens(base.replace(**{'train.steps': 1})) + 1)
+  batches = min(steps, 4_000_000 // (base.data.batch_size * base.data.seq_len) + 1)
   seen = np.concatenate([opened.train_batch(i) for i in range(batches)])
   held_out = np.concatenate(list(opened.eval_batches()))
   record: dict = {'key': key, 'tokens': int((seen[:, 1:] >= 0).sum())}
@@ -253,40 +256,38 @@ def _write_references(experiment: Experiment, workdir: Path, opened) -> None:
 
 def _forget(folder: Path) -> None:
   """Removes a cell's results so that it runs anew."""
-  import shutil
-
   for name in ('done.json', 'failed.json', 'metrics.jsonl', 'provenance.json'):
     (folder / name).unlink(missing_ok=True)
   shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
 
 
-def _print_plan(experiment: Experiment, workdir: Path, out) -> None:
+def _print_plan(experiment: Experiment, workdir: Path, out: Console) -> None:
   """Cells, parameters and FLOPs, without jax."""
+  from rich import box
   from rich.table import Table
 
-  table = Table(title=f'{experiment.name}: {experiment.question}', title_justify='left')
-  for heading in ('variant', 'seeds', 'd_model', 'd_ff', 'parameters', 'FLOPs/token', 'PFLOPs'):
-    table.add_column(heading, justify='left' if heading == 'variant' else 'right')
+  from transformer.analysis.formats import short
+
+  table = Table(title=experiment.question, title_justify='left', box=box.SIMPLE_HEAD)
+  table.add_column('variant')
+  for heading in ('seeds', 'd_model', 'd_ff', 'parameters', 'FLOPs/token'):
+    table.add_column(heading, justify='right', no_wrap=True)
   table.add_column('state')
-  total = 0.0
   for variant in dict.fromkeys(cell.variant for cell in experiment.cells):
     cells = [cell for cell in experiment.cells if cell.variant == variant]
     states = [state(cell.folder(workdir)) for cell in cells]
-    config, flops = cells[0].config, sum(count.train_flops(c.config) for c in cells)
-    total += flops
-    told = ', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states))
-    numbers = (config.model.d_model, config.ffn.d_ff, count.params(config))
+    config = cells[0].config
+    numbers = (len(cells), config.model.d_model, config.ffn.d_ff, count.params(config))
     table.add_row(
       variant,
-      str(len(cells)),
-      *(f'{n:,}' for n in numbers),
-      f'{count.flops_per_token(config):,}',
-      f'{flops / 1e15:.4g}',
-      told,
+      *(f'{n:,}' for n in (*numbers, count.flops_per_token(config))),
+      ', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states)),
     )
   out.print(table)
   tokens = sum(count.train_tokens(cell.config) for cell in experiment.cells)
+  flops = sum(count.train_flops(cell.config) for cell in experiment.cells)
+  many = len(experiment.cells)
   out.print(
-    f'{len(experiment.cells)} cells, {tokens:,} training tokens, {total / 1e15:.4g} PFLOPs, '
-    f'in {workdir}; nothing was run'
+    f'{many} cell{"s" if many > 1 else ""}, {short(tokens)} training tokens, '
+    f'{short(flops, "FLOP")}, in {workdir}; nothing was run'
   )

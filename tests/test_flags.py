@@ -82,10 +82,10 @@ def test_a_dry_run_tells_cells_and_cost_without_jax(script: str, tmp_path: Path)
   assert not _imported(f'experiments.{script}', *args) & {'jax', 'flax', 'matplotlib'}
   ended = run(f'experiments.{script}', *args)
   assert (ended.returncode, ended.stderr) == (0, '')
-  for heading in ('parameters', 'FLOPs/token', 'PFLOPs'):
+  for heading in ('parameters', 'FLOPs/token', 'FLOP, in'):
     assert heading in ended.stdout
   cells = {'activations': 28, 'ffn_width': 24, 'train': 1}[script]
-  assert f'\n{cells} cells, ' in ended.stdout
+  assert f'\n{cells} cell{"s" if cells > 1 else ""}, ' in ended.stdout
   assert ended.stdout.endswith('nothing was run\n')
   assert not (tmp_path / 'run').exists()
 

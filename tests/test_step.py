@@ -13,7 +13,6 @@ from transformer import axes, state, step
 from transformer.config import Config, static_key
 from transformer.state import TrainState
 
-
 CREATORS: dict = {}  # static key -> compiled state.create
 
 

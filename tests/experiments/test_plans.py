@@ -15,8 +15,8 @@ def _plan(script: str, *args: str) -> dict[str, dict[str, float]]:
   assert ended.returncode == 0, ended.stderr
   plan = {}
   for line in ended.stdout.splitlines():
-    cells = [c.strip() for c in re.split('[│┃]', line)[1:-1]]
-    if len(cells) == 8 and cells[1].isdigit():
+    cells = re.split(r'\s{2,}', line.strip())
+    if len(cells) == 7 and cells[1].isdigit():
       names = ('seeds', 'd_model', 'd_ff', 'parameters', 'flops')
       numbers = (int(c.replace(',', '')) for c in cells[1:6])
       plan[cells[0]] = dict(zip(names, numbers, strict=True))
