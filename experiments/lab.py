@@ -104,7 +104,7 @@ def parse_seeds(text: str) -> list[int]:
   seeds: list[int] = []
   for part in text.split(','):
     first, dots, last = part.strip().partition('..')
-    if not first.isdigit() or (dots and not last.isdigit()):
+    if not first.isdecimal() or (dots and not last.isdecimal()):
       raise UserError(f"--seeds={text}: expected numbers and ranges, as in '0..3' or '0,2,5'")
     seeds += range(int(first), int(last or first) + 1)
   if not seeds or len(set(seeds)) < len(seeds):
