@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shlex
 import shutil
 import sys
@@ -114,9 +115,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def run(experiment: Experiment) -> int:
   """Runs what is missing, writes and prints the report. Returns the exit status."""
-  from rich.console import Console
-
-  out, workdir = Console(), Path(FLAGS.workdir)
+  out, workdir = console(), Path(FLAGS.workdir)
   if FLAGS.dry_run:
     _print_plan(experiment, workdir, out)
     return 0
@@ -135,6 +134,14 @@ def run(experiment: Experiment) -> int:
     print('interrupted; the same command continues', file=sys.stderr)
     return 130
   return 1 if outcome.failed or outcome.elsewhere else 0
+
+
+def console() -> Console:
+  """Standard output. A file or a pipe has room for every column of a table."""
+  from rich.console import Console
+
+  narrow = sys.stdout.isatty() or 'COLUMNS' in os.environ
+  return Console(width=None if narrow else 120)
 
 
 def _refusal(outcome: local.Outcome, workdir: Path) -> str:

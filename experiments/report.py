@@ -5,17 +5,16 @@ python -m experiments.report --workdir=runs/activations
 
 from __future__ import annotations
 
+from experiments import lab
 from transformer import flags
 
 WORKDIR = flags.script_flag('str', 'workdir', 'runs/activations', 'folder of an experiment')
 
 
 def main() -> int:
-  from rich.console import Console
-
   from transformer.analysis import report
 
-  report.console(report.write(WORKDIR.value), Console())
+  report.console(report.write(WORKDIR.value), lab.console())
   return 0
 
 
