@@ -27,9 +27,9 @@ lab.define_comparison_flags(
 )
 
 
-def config_of(base: Config, value: str, budget: int) -> Config:
-  """`base` with another activation, its d_ff solved for the budget of --match."""
-  config = resolve(base.replace(**{'ffn.activation': value}))
+def config_of(asked: Config, value: str, budget: int) -> Config:
+  """The baseline with another activation, its d_ff solved for the budget of --match."""
+  config = resolve(asked.replace(**{'ffn.activation': value}))
   return count.match_d_ff(config, budget, lab.FLAGS.match) if budget else config
 
 

@@ -65,6 +65,8 @@ def measure(config: Config, seconds: float) -> dict:
   step_s = statistics.median(times)
   low, _, high = statistics.quantiles(times, n=4)
   tokens = config.data.batch_size * config.data.seq_len
+  # Forced CPU devices share the cores whose peak was measured.
+  chips = 1 if jax.default_backend() == 'cpu' else len(program.executor.devices)
   flops_per_s = count.flops_per_token(config) * tokens / step_s
   scale = 2**20 if sys.platform == 'darwin' else 2**10
   return {
@@ -74,7 +76,7 @@ def measure(config: Config, seconds: float) -> dict:
     'step_ms_quartiles': [round(1e3 * low, 3), round(1e3 * high, 3)],
     'steps_timed': len(times),
     'compile_s': compile_s,
-    'mfu': flops_per_s / (peak * len(jax.devices())),
+    'mfu': flops_per_s / (peak * chips),
     'gflops_per_s': flops_per_s / 1e9,
     'peak_gflops_per_s': peak / 1e9,
     'params': count.params(config),

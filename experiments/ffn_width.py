@@ -28,20 +28,22 @@ lab.define_comparison_flags(
 )
 
 
-def config_of(base: Config, value: str, budget: int) -> Config:
-  """`base` at another ratio; d_model gives way where --match holds a budget equal."""
+def config_of(asked: Config, value: str, budget: int) -> Config:
+  """The baseline at another ratio; d_model gives way where --match holds a budget equal."""
   try:
     ratio = float(value)
   except ValueError:
     raise UserError(f'--vary={value}: a ratio is a number, as in --vary=1,2,4,8') from None
   if budget:
-    return count.match_width(base, ratio, budget, lab.FLAGS.match)
-  return resolve(base.replace(**{'ffn.ratio': ratio, 'ffn.d_ff': 0}))
+    return count.match_width(asked, ratio, budget, lab.FLAGS.match)
+  return resolve(asked.replace(**{'ffn.ratio': ratio, 'ffn.d_ff': 0}))
 
 
 def main() -> int:
   if lab.FLAGS['ffn.d_ff'].present:
     raise UserError('--ffn.d_ff: is what this experiment varies; use --vary with ratios')
+  if lab.FLAGS['model.head_dim'].present and lab.FLAGS.match != 'none':
+    raise UserError('--model.head_dim: follows d_model here; set it with --match=none')
   return lab.run(lab.comparison(NAME, QUESTION, 'ffn.ratio', config_of))
 
 

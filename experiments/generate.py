@@ -16,6 +16,7 @@ from transformer import flags
 from transformer.errors import UserError
 
 CHECKPOINT = flags.script_flag('str', 'checkpoint', 'runs/train', 'folder of a run')
+STEP = flags.script_flag('str', 'step', 'newest', 'checkpoint: newest, best or a step')
 PROMPT = flags.script_flag('str', 'prompt', '', 'text to continue; empty: a new document')
 TEMPERATURE = flags.script_flag('float', 'temperature', 0.0, 'of the softmax; 0: greedy')
 NEW_TOKENS = flags.script_flag('int', 'max_new_tokens', 100, 'tokens at most')
@@ -31,8 +32,9 @@ def main() -> int:
 
   from transformer import decode
 
-  config, params, step = decode.open_cell(Path(CHECKPOINT.value))
-  tokenizer = decode.tokenizer_of(config)
+  folder = Path(CHECKPOINT.value)
+  config, params, step = decode.open_cell(folder, STEP.value)
+  tokenizer = decode.open_tokenizer(folder)
   prompt = np.concatenate([[0], tokenizer.encode([PROMPT.value])[0]])
   if len(prompt) > config.data.seq_len:
     raise UserError(

@@ -6,6 +6,7 @@ A script says what it varies and how a value becomes a config; the rest is here.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import os
 import shlex
@@ -38,8 +39,8 @@ class Experiment:
   """A question with its cells.
 
   name: of the script and of its folder under runs/. variable: the setting that varies, '' if none.
-  baseline: the variant others are compared with. match: the budget held equal. base: the resolved
-  config of the baseline. cells: in the order variants are to be listed.
+  baseline: the variant others are compared with. match: the kind of budget held equal, budget: its
+  size. base: the resolved config of the baseline. cells: in the order variants are to be listed.
   """
 
   name: str
@@ -47,6 +48,7 @@ class Experiment:
   variable: str
   baseline: str
   match: str
+  budget: int
   base: Config
   cells: Sequence[Cell]
 
@@ -74,8 +76,8 @@ def comparison(
 ) -> Experiment:
   """The experiment the comparison flags ask for.
 
-  config_of(base, value, budget): the resolved config of one value; `budget` is what --match counts
-  of the baseline.
+  config_of(asked, value, budget): the resolved config of one value, from what the flags ask of the
+  baseline; `budget` is what --match counts of it, 0 for none.
   """
   asked = flags.config()
   for taken, instead in ((variable, '--vary'), ('seed', '--seeds')):
@@ -88,16 +90,17 @@ def comparison(
     raise UserError(f'--baseline={FLAGS.baseline}: is not among --vary={",".join(values)}')
   kind = type(asked.get(variable))
   try:
-    base = resolve(asked.replace(**{variable: kind(FLAGS.baseline)}))
+    asked = asked.replace(**{variable: kind(FLAGS.baseline)})
   except ValueError:
     raise UserError(f'--baseline={FLAGS.baseline}: is not a {kind.__name__}') from None
+  base = resolve(asked)
   budget = count.BUDGETS[FLAGS.match](base) if FLAGS.match != 'none' else 0
   seeds = parse_seeds(FLAGS.seeds)
   cells = []
   for value in values:
-    config = config_of(base, value, budget)
+    config = config_of(asked, value, budget)
     cells += [Cell(f'{value}-seed{s}', value, config.replace(seed=s)) for s in seeds]
-  return Experiment(name, question, variable, FLAGS.baseline, FLAGS.match, base, cells)
+  return Experiment(name, question, variable, FLAGS.baseline, FLAGS.match, budget, base, cells)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -119,6 +122,8 @@ def run(experiment: Experiment) -> int:
   if FLAGS.dry_run:
     _print_plan(experiment, workdir, out)
     return 0
+  if experiment.base.train.tensorboard and not importlib.util.find_spec('tensorboard'):
+    raise UserError("--train.tensorboard: needs the extra: pip install 'isoffn[tensorboard]'")
   _check_folder(experiment, workdir)
   _prepare(experiment, workdir)
   from launch import local
@@ -182,13 +187,16 @@ def _prepare(experiment: Experiment, workdir: Path) -> None:
 
 def _record(experiment: Experiment) -> dict:
   module = f'experiments.{Path(sys.argv[0]).stem}'
+  once = ('--recompute', '--accept_stale', '--norecompute', '--noaccept_stale')
+  args = [arg for arg in sys.argv[1:] if not arg.startswith(once)]
   return {
     'name': experiment.name,
     'question': experiment.question,
     'variable': experiment.variable,
     'baseline': experiment.baseline,
     'match': experiment.match,
-    'command': shlex.join(['python', '-m', module, *sys.argv[1:]]),
+    'budget': experiment.budget,
+    'command': shlex.join(['python', '-m', module, *args]),
     'base': experiment.base.to_json(),
     'cells': [
       {
@@ -216,11 +224,8 @@ def _check_folder(experiment: Experiment, workdir: Path) -> None:
   there = read_json(workdir / 'experiment.json', strict=False)
   if there is None:
     return
-  mine = _identity(experiment.name, experiment.match, experiment.variable, experiment.base)
-  theirs = _identity(
-    *(there[k] for k in ('name', 'match', 'variable')),
-    Config.from_json(there['base'], str(workdir / 'experiment.json')),
-  )
+  mine = _identity(_record(experiment), experiment.base)
+  theirs = _identity(there, Config.from_json(there['base'], str(workdir / 'experiment.json')))
   for key in sorted(mine.keys() | theirs.keys()):
     if mine.get(key) != theirs.get(key):
       shown = [d.get(key, 'its default') for d in (theirs, mine)]
@@ -230,14 +235,21 @@ def _check_folder(experiment: Experiment, workdir: Path) -> None:
       )
 
 
-def _identity(name: str, match: str, variable: str, base: Config) -> dict:
-  """What must agree for two commands to share a folder. d_ff and ratio follow from the others."""
-  without = ('seed', variable) if variable else ()
-  return {'experiment': name, '--match': match, **result_settings(base, without)}
+def _identity(record: dict, base: Config) -> dict:
+  """What must agree for two commands to share a folder, beside seeds and the values compared.
+
+  d_ff is told by the ratio, or by the budget; --baseline decides no cell but through the budget.
+  """
+  variable = record['variable']
+  without = ('seed', 'ffn.d_ff', variable) if variable else ()
+  if record['match'] in count.BUDGETS:
+    without += ('ffn.ratio',)
+  told = {'experiment': 'name', '--match': 'match', f'budget of {record["match"]}': 'budget'}
+  return {k: record.get(v) for k, v in told.items()} | result_settings(base, without)
 
 
 def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> None:
-  """Unigram and bigram losses fitted on the tokens that a run of seed 0 sees."""
+  """Unigram and bigram losses fitted on what seed 0 sees: one epoch or 4 M tokens at most."""
   import numpy as np
 
   from transformer.analysis import ngram
@@ -248,7 +260,9 @@ def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> No
   there = read_json(workdir / 'references.json', strict=False)
   if there and there.get('key') == key:
     return
-  batches = min(steps, 4_000_000 // (base.data.batch_size * base.data.seq_len) + 1)
+  epoch = len(opened.rows) // base.data.batch_size
+  enough = 4_000_000 // (base.data.batch_size * base.data.seq_len) + 1
+  batches = max(1, min(steps, epoch, enough))
   seen = np.concatenate([opened.train_batch(i) for i in range(batches)])
   held_out = np.concatenate(list(opened.eval_batches()))
   record: dict = {'key': key, 'tokens': int((seen[:, 1:] >= 0).sum())}
@@ -263,9 +277,11 @@ def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> No
 
 def _forget(folder: Path) -> None:
   """Removes a cell's results so that it runs anew."""
-  for name in ('done.json', 'failed.json', 'metrics.jsonl', 'provenance.json'):
+  names = ('done.json', 'failed.json', 'metrics.jsonl', 'provenance.json', 'heartbeat.json')
+  for name in (*names, 'log.txt'):
     (folder / name).unlink(missing_ok=True)
-  shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+  for name in ('checkpoints', 'tensorboard'):
+    shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _print_plan(experiment: Experiment, workdir: Path, out: Console) -> None:

@@ -24,7 +24,7 @@ def main() -> int:
   variant = config.ffn.activation
   cell = Cell(f'{variant}-seed{config.seed}', variant, config)
   question = 'How well does this Transformer model held-out text?'
-  return lab.run(lab.Experiment(NAME, question, '', '', '', config, [cell]))
+  return lab.run(lab.Experiment(NAME, question, '', '', '', 0, config, [cell]))
 
 
 if __name__ == '__main__':

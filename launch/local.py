@@ -70,7 +70,9 @@ def run(
   if not todo:
     return outcome
   launch = uuid.uuid4().hex
-  pool = Pool(workdir, seats(workers, len(todo)), launch, worker_command)
+  # seats as for all cells: one continued must not find itself on other cores than it began on
+  places = seats(workers, len(todo) + len(outcome.skipped_done))[: len(todo)]
+  pool = Pool(workdir, places, launch, worker_command)
   display = Display(console, len(todo) + len(outcome.skipped_done), len(outcome.skipped_done))
   with _signals() as asked, pool, display:
     _Launch(workdir, launch, todo, pool, display, outcome).run(asked)

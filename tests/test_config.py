@@ -21,6 +21,7 @@ from transformer.config import (
   static_key,
 )
 from transformer.config import settings as settings_module
+from transformer.config.resolve import sort_settings
 from transformer.errors import UserError
 from transformer.spec import declare
 
@@ -283,3 +284,22 @@ def test_replace_takes_integers_for_floats_and_leaves_the_original():
 
 def test_tiny_is_resolved():
   assert resolve(battery.tiny()) == battery.tiny()
+
+
+def test_every_traced_number_reaches_the_step():
+  """Two configs of one program may differ in nothing that the step cannot read at run time."""
+  config = resolve(Config())
+  for path, value in sort_settings(config, ('traced',)).items():
+    of_the_host = path == 'seed' or path.startswith('data.')  # reach it as key and as batches
+    assert (path in hyper(config)) != of_the_host, path
+    assert of_the_host or isinstance(value, (int, float)), path
+
+
+def test_a_module_has_no_traced_arguments():
+  with pytest.raises(ValueError, match='all are static'):
+
+    @declare('ffn.activation', 'never')
+    class Never:
+      """Nothing."""
+
+      slope: float = setting(0.1, 'of nothing', kind='traced')

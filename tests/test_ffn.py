@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import pytest
 
 from tests import battery, reference
 from transformer import spec
+from transformer.activations import BODIES
+from transformer.config import setting
 from transformer.ffn import FFN, Aux
 from transformer.ops.product import product
 
@@ -124,3 +127,22 @@ def test_second_call_compiles_nothing():
   with battery.compilations() as seconds:
     compiled(weights, jnp.asarray(2 * X))
   assert seconds == [] and compiled._cache_size() == 1
+
+
+def test_the_arguments_of_an_activation_reach_its_body(monkeypatch):
+  monkeypatch.setitem(spec._DECLARED, 'ffn.activation', dict(spec.variants('ffn.activation')))
+
+  @spec.declare('ffn.activation', 'scaled')
+  class Scaled:
+    """slope · x."""
+
+    gated: ClassVar[bool] = False
+    slope: float = setting(1.0, 'factor')
+
+  monkeypatch.setitem(BODIES, 'scaled', lambda x, slope: slope * x)
+  x_BTD = np.ones((1, 2, 3), np.float32)
+  weights = FFN(d_ff=4, activation='scaled').init(jax.random.key(0), x_BTD)
+  one, three = (
+    FFN(d_ff=4, activation=name).apply(weights, x_BTD)[0] for name in ('scaled', 'scaled(slope=3)')
+  )
+  np.testing.assert_allclose(3 * one, three, rtol=1e-5)

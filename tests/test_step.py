@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import battery, reference
-from transformer import axes, state, step
+from transformer import axes, params, state, step
 from transformer.config import Config, static_key
 from transformer.state import TrainState
 
@@ -302,3 +302,19 @@ def test_extra_losses_are_weighed_by_targets(monkeypatch):
   total, (again, _) = step.loss_sums(config, current.params, tokens, None)
   assert again == pytest.approx(float(nats))
   assert total == pytest.approx(float(nats + count * 2 * 0.25))  # of two layers
+
+
+def test_the_embedding_gradient_of_a_frequent_token_survives_bfloat16():
+  """One token 20,480 times in a batch: summed up in bfloat16 its gradient is lost."""
+  settings = {'model.d_model': 16, 'data.batch_size': 40, 'data.seq_len': 512}
+  grads = {}
+  for dtype in ('float32', 'bfloat16'):
+    config = battery.tiny(**settings | {'model.dtype': dtype, 'model.num_layers': 1})
+    weights = jax.jit(functools.partial(params.initialize, config))(jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(1, 32, (40, 513)).astype(np.int32)
+    tokens[:, :-1] = np.where(tokens[:, :-1] % 8, 5, tokens[:, :-1])  # 7 of 8 inputs are token 5
+    loss = functools.partial(step.loss_sums, config, tokens=tokens, noise_B=None)
+    grad = jax.jit(jax.grad(lambda p, loss=loss: loss(p)[0]))(weights)
+    grads[dtype] = np.asarray(grad['embed']['table'][5], np.float64)
+  error = np.linalg.norm(grads['bfloat16'] - grads['float32']) / np.linalg.norm(grads['float32'])
+  assert error < 0.05

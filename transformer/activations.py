@@ -1,6 +1,7 @@
 """Bodies of the activations declared in config/variants.py.
 
-A plain activation is a function of up(x); a gated one of gate(x) and up(x), both (…, F).
+A plain activation is a function of up(x); a gated one of gate(x) and up(x), both (…, F). The
+declared arguments follow by name.
 """
 
 from __future__ import annotations

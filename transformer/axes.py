@@ -91,7 +91,7 @@ def param(path: str) -> Param:
 
 def letters(path: str) -> str:
   """The letters of a parameter's dimensions, the layer axis included."""
-  return ('L' if path.startswith('layers/') else '') + param(path).letters
+  return ('L' if 'layers' in path.split('/') else '') + param(path).letters
 
 
 def partition(

@@ -50,6 +50,11 @@ class Checkpoints:
     )
     self._manager.save(step, args=args, metrics=metrics)
 
+  @property
+  def empty(self) -> bool:
+    """Whether there is nothing to restore."""
+    return self._manager.latest_step() is None
+
   def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict] | None:
     """The newest state (or that of `step`) and its host data, or None where there is none.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer import data, model
+from transformer import metrics, model
 from transformer.checkpoint import load_params
 from transformer.config import Config
 from transformer.errors import UserError
@@ -20,28 +21,48 @@ if TYPE_CHECKING:
   from transformer.data.tokenizers import Bpe, Byte
 
 
-def open_cell(folder: Path) -> tuple[Config, dict, int]:
-  """(config, parameters, step) of the newest checkpoint of a run.
+def cell_folder(folder: Path) -> Path:
+  """The folder of a run: `folder` itself, or the only cell of an experiment's.
 
-  folder: a cell's, or that of an experiment with a single cell.
-  Raises UserError naming the folder where there is none.
+  Raises UserError naming the folder where there is none, or more than one.
   """
-  import json
-
-  cells = sorted((folder / 'cells').glob('*/config.json'))
+  cells = sorted(path.parent for path in (folder / 'cells').glob('*/config.json'))
   if len(cells) > 1:
-    names = ', '.join(path.parent.name for path in cells[:3])
     raise UserError(
-      f'--checkpoint={folder}: holds {len(cells)} cells; name one, as in '
-      f'{folder}/cells/{cells[0].parent.name} (there are {names}{", …" * (len(cells) > 3)})'
+      f'--checkpoint={folder}: holds {len(cells)} cells; name one of them, as in '
+      f'--checkpoint={cells[0]}'
     )
-  folder = cells[0].parent if cells else folder
-  path = folder / 'config.json'
-  if not path.exists():
+  folder = cells[0] if cells else folder
+  if not (folder / 'config.json').exists():
     raise UserError(f'--checkpoint={folder}: no config.json in it; give the folder of a run')
-  config = Config.from_json(json.loads(path.read_text(encoding='utf-8')), str(path))
-  step, params = load_params(folder / 'checkpoints')
+  return folder
+
+
+def open_cell(folder: Path, which: str = 'newest') -> tuple[Config, dict, int]:
+  """(config, parameters, step) of a checkpoint of a run.
+
+  which: 'newest', 'best' (lowest eval/loss) or a step. Raises UserError naming the flag or folder.
+  """
+  folder = cell_folder(folder)
+  path = folder / 'config.json'
+  try:
+    config = Config.from_json(json.loads(path.read_text(encoding='utf-8')), str(path))
+  except ValueError:
+    raise UserError(f'{path}: is not JSON; give the folder of another run') from None
+  step, params = load_params(folder / 'checkpoints', _step(folder, which))
   return config, params, step
+
+
+def _step(folder: Path, which: str) -> int | None:
+  if which == 'newest':
+    return None
+  if which.isdecimal():
+    return int(which)
+  if which != 'best':
+    raise UserError(f'--step={which}: choose newest, best or a step')
+  saved = {int(path.name) for path in (folder / 'checkpoints').glob('*') if path.name.isdecimal()}
+  rows = [r for r in metrics.read(folder / metrics.FILE) if 'eval/loss' in r and r['step'] in saved]
+  return min(rows, key=lambda row: row['eval/loss'])['step'] if rows else None
 
 
 def generate(
@@ -88,9 +109,11 @@ def _draw(
   return jnp.where(temperature > 0.0, drawn, jnp.argmax(logits_V))
 
 
-def tokenizer_of(config: Config) -> Byte | Bpe:
-  """The tokenizer a run was trained with. Raises UserError for data without text."""
-  found = data.load(config).tokenizer
-  if found is None:
-    raise UserError(f'--data.source={config.data.source}: has no text, so no tokenizer')
-  return found
+def open_tokenizer(folder: Path) -> Byte | Bpe:
+  """The tokenizer a run was trained with. Raises UserError if its data were no text."""
+  from transformer.data import tokenizers
+
+  path = cell_folder(folder) / 'tokenizer.json'
+  if not path.exists():
+    raise UserError(f'--checkpoint={folder}: has no tokenizer.json; it was not trained on text')
+  return tokenizers.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ class FFN(nn.Module):
 
     names = ('gate', 'up') if variant.gated else ('up',)
     hidden = [project(n, 'btd,df->btf', x_BTD, (d_model, self.d_ff)) for n in names]
-    h_BTF = shard(BODIES[variant.variant](*hidden), 'BTF')
+    arguments = dataclasses.asdict(variant)
+    h_BTF = shard(BODIES[variant.variant](*hidden, **arguments), 'BTF')
     y_BTD = project('down', 'btf,fd->btd', h_BTF, (self.d_ff, d_model))
     return shard(y_BTD, 'BTD'), Aux({}, {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import sys
@@ -110,8 +109,10 @@ def _print_help() -> None:
   print(textwrap.dedent(doc).strip(), '\n')
   by_section = FLAGS.flags_by_module_dict()
   for section in ['script', *SECTIONS]:
+    if section not in by_section:
+      continue
     print(f'{section}: {SECTIONS.get(section, "what to run, and where").splitlines()[0]}')
-    for flag in sorted(by_section.get(section, ()), key=_declared_order):
+    for flag in sorted(by_section[section], key=_declared_order):
       print(_describe(flag))
     print()
   print('Variants are written name, name(argument=value) or name:text. Also: --helpfull (absl).')
@@ -133,12 +134,3 @@ def _describe(flag: flags.Flag) -> str:
     lines += textwrap.wrap(options, 60, break_long_words=False)
   start = [head.ljust(34)] if len(head) < 34 else [head + '\n' + ' ' * 34]
   return start[0] + ('\n' + ' ' * 34).join(lines)
-
-
-def explain(slot: str) -> str:
-  """One line per variant of a slot: how it is written and what it is."""
-  rows = []
-  for declaration in spec.variants(slot).values():
-    rows.append(f'{spec.usage(declaration)}: {declaration.__doc__.splitlines()[0]}')
-    rows += [f'  {f.name}: {f.metadata["help"]}' for f in dataclasses.fields(declaration)]
-  return '\n'.join(rows)

@@ -40,7 +40,7 @@ class MetricsLog:
     _drop_rows_past(folder / FILE, step)
     # By lines, so that a reader sees each row at once, and a kill takes half of one at most.
     self._file = open(folder / FILE, 'a', 1, encoding='utf-8')  # noqa: SIM115 (closed in close)
-    self._board = _board(folder / 'tensorboard') if tensorboard else None
+    self._board = _Board(folder / 'tensorboard', step) if tensorboard else None
     self._sums = {name: list(pair) for name, pair in sums.items()}
     self._every, self._tokens = every, tokens
     self._pending: list[tuple[int, dict]] = []
@@ -89,7 +89,7 @@ class MetricsLog:
     """Writes one row."""
     self._file.write(json.dumps({'step': step, **values}) + '\n')
     if self._board:
-      self._board(step, values)
+      self._board.write(step, values)
     self.last = {**self.last, **values}
 
   def sync(self) -> None:
@@ -101,6 +101,8 @@ class MetricsLog:
     """Syncs and lets go of the files."""
     self.sync()
     self._file.close()
+    if self._board:
+      self._board.close()
 
   def _row(self, step: int) -> None:
     sums, self._sums = self._sums, {}
@@ -145,21 +147,29 @@ def _drop_rows_past(path: Path, step: int) -> None:
   os.replace(temporary, path)
 
 
-def _board(folder: Path) -> Callable[[int, dict[str, float]], None]:
-  """A writer of TensorBoard event files that needs no TensorFlow."""
-  try:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-  except ImportError:
-    raise UserError(
-      "--train.tensorboard: needs the extra: pip install 'isoffn[tensorboard]'"
-    ) from None
-  writer = EventFileWriter(str(folder))
+class _Board:
+  """TensorBoard event files without TensorFlow. What lies past `step` is marked as undone."""
 
-  def write(step: int, values: dict[str, float]) -> None:
-    scalars = [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
-    writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
-    writer.flush()
+  def __init__(self, folder: Path, step: int):
+    try:
+      from tensorboard.compat.proto import event_pb2, summary_pb2
+      from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+      raise UserError(
+        "--train.tensorboard: needs the extra: pip install 'isoffn[tensorboard]'"
+      ) from None
+    self._event, self._summary = event_pb2, summary_pb2.Summary
+    self._writer = EventFileWriter(str(folder))
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step + 1, session_log=start)
 
-  return write
+  def write(self, step: int, values: dict[str, float]) -> None:
+    scalars = [self._summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
+    self._add(step, summary=self._summary(value=scalars))
+
+  def close(self) -> None:
+    self._writer.close()
+
+  def _add(self, step: int, **what: object) -> None:
+    self._writer.add_event(self._event.Event(step=step, wall_time=time.time(), **what))
+    self._writer.flush()

@@ -22,7 +22,7 @@ def build(config: Config) -> Decoder:
 
   `build(config).apply({'params': params}, tokens_BT)` returns (logits_BTV, Aux).
   """
-  return Decoder(config)
+  return {'decoder': Decoder}[config.model.architecture](config)
 
 
 class Block(nn.Module):
@@ -84,7 +84,8 @@ class Decoder(nn.Module):
     else:
       positions_BT = positions_in_documents(segments_BT)
     # √d_model (Vaswani et al. 2017, §3.4): the table is scaled for logits, the stream wants 1.
-    x_BTD = table_VD.astype(m.dtype)[tokens_BT] * m.d_model**0.5
+    # Cast after the look-up, so that backward adds up a frequent token's gradient in float32.
+    x_BTD = (table_VD[tokens_BT] * m.d_model**0.5).astype(m.dtype)
     x_BTD += self._position_vectors(positions_BT).astype(m.dtype)
     x_BTD = shard(dropout(x_BTD, _fold(noise_B, m.num_layers), m.dropout, site=0), 'BTD')
     layers = nn.scan(
@@ -98,8 +99,8 @@ class Decoder(nn.Module):
     mask_BTS = causal_mask(length, segments_BT)
     x_BTD, aux = layers(x_BTD, mask_BTS, positions_BT, noise_B, jnp.arange(m.num_layers))
     x_BTD = Norm(m.norm, name='final_norm')(x_BTD)
-    logits_BTV = product('btd,vd->btv', x_BTD, table_VD)
-    return shard(logits_BTV.astype(jnp.float32), 'BTV'), aux
+    logits_BTV = product('btd,vd->btv', x_BTD, table_VD, out='float32')
+    return shard(logits_BTV, 'BTV'), aux
 
   def _position_vectors(self, positions_BT: jax.Array) -> jax.Array:
     """What is added to the embedding for its position: (B, T, D), or zeros that broadcast."""

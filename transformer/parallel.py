@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from transformer import axes
+from transformer import axes, count
 from transformer.config import Config
 from transformer.errors import UserError
 from transformer.params import path_of
@@ -44,7 +44,9 @@ def make(config: Config) -> MeshParallel | PmapParallel:
       f'--data.batch_size={config.data.batch_size}: {rows} sequences a micro-batch '
       f'(--train.accumulate={config.train.accumulate}) are not divisible by {shares} devices'
     )
-  return PmapParallel(devices) if mode == 'pmap' else MeshParallel(mesh)
+  if mode == 'pmap':
+    return PmapParallel(devices)
+  return MeshParallel(mesh, frozenset(count.shapes(config)))
 
 
 def _settle(out: Tree, devices: list[jax.Device]) -> Tree:
@@ -59,11 +61,14 @@ def _settle(out: Tree, devices: list[jax.Device]) -> Tree:
 
 
 class MeshParallel:
-  """jit over a mesh: arrays laid out by the letter table, communication by the compiler."""
+  """jit over a mesh: arrays laid out by the letter table, communication by the compiler.
 
-  def __init__(self, mesh: dict[str, int]):
+  mesh: axis -> size. parameters: the paths of the model's.
+  """
+
+  def __init__(self, mesh: dict[str, int], parameters: frozenset[str]):
     devices = np.array(jax.devices()[: prod(mesh.values())]).reshape(tuple(mesh.values()))
-    self._axes, self._devices = mesh, list(devices.flat)
+    self._axes, self._parameters, self.devices = mesh, parameters, list(devices.flat)
     self._mesh = Mesh(devices, tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
     self._state_sharding: Tree = None
 
@@ -107,7 +112,7 @@ class MeshParallel:
 
     def call(*args: Tree) -> Tree:
       with jax.set_mesh(self._mesh):
-        return _settle(compiled(*args), self._devices)
+        return _settle(compiled(*args), self.devices)
 
     return call
 
@@ -117,20 +122,18 @@ class MeshParallel:
 
   def _sharding_of(self, key_path: tuple, x: jax.ShapeDtypeStruct) -> NamedSharding:
     """By the table if the leaf is a parameter or a moment of one, else replicated."""
-    names = path_of(key_path).split('/')
-    for known in ('embed', 'positions', 'layers', 'final_norm'):
-      if known in names:
-        path = '/'.join(names[names.index(known) :])
+    names, spec = path_of(key_path).split('/'), ()
+    for i in range(len(names)):  # .params/embed/table and .opt_state/…/mu/embed/table alike
+      if (path := '/'.join(names[i:])) in self._parameters:
         spec = axes.partition(axes.letters(path), x.shape, self._axes, parameter=True)
-        return NamedSharding(self._mesh, PartitionSpec(*spec))
-    return NamedSharding(self._mesh, PartitionSpec())
+    return NamedSharding(self._mesh, PartitionSpec(*spec))
 
 
 class PmapParallel:
   """pmap: a replica of the state a device, a share of the rows each, sums by psum."""
 
   def __init__(self, devices: list[jax.Device]):
-    self._devices = devices
+    self.devices = devices
     self._sharding = NamedSharding(Mesh(np.array(devices), ('devices',)), PartitionSpec('devices'))
 
   def compile_init(self, create: Callable[..., Tree]) -> Callable[..., Tree]:
@@ -148,12 +151,12 @@ class PmapParallel:
 
   def put(self, batch: dict[str, np.ndarray]) -> Tree:
     """A host batch cut into a share a device."""
-    n = len(self._devices)
+    n = len(self.devices)
     return jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
 
   def place(self, host_state: Tree) -> Tree:
     """A host state on every device."""
-    n = len(self._devices)
+    n = len(self.devices)
     copies = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (n, *np.shape(x))), host_state)
     # Laid out as pmap returns it: from arrays of the host the second step would compile again.
     return jax.device_put(copies, self._sharding)
@@ -170,7 +173,7 @@ class PmapParallel:
     compiled = jax.pmap(share, 'devices', donate_argnums=(0,) if donate else ())
 
     def call(state: Tree, batch: Tree) -> Tree:
-      out = _settle(compiled(state, batch), self._devices)
+      out = _settle(compiled(state, batch), self.devices)
       if donate:  # metrics are equal on all devices; the state stays replicated
         return out[0], self.fetch(out[1])
       return self.fetch(out)

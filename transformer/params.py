@@ -45,7 +45,7 @@ def initialize(config: Config, key: jax.Array) -> dict:
   for path, shape in count.shapes(config).items():
     own = jax.random.fold_in(key, zlib.crc32(path.encode()))
     init = initializer(path, config.model.num_layers)
-    if path.startswith('layers/'):
+    if axes.letters(path).startswith('L'):
       keys = jax.vmap(lambda layer, own=own: jax.random.fold_in(own, layer))(jnp.arange(shape[0]))
       leaf = jax.vmap(lambda k, init=init, shape=shape: init(k, shape[1:]))(keys)
     else:

@@ -15,14 +15,21 @@ from pathlib import Path
 from transformer.config import Config, config_hash
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tokenizers', 'numpy')
+_DECISIVE = ('jax', 'jaxlib', 'flax', 'optax')
+_ONLOOKERS = ('analysis', 'decode.py', 'flags.py')
 _ROOT = Path(__file__).parent
 
 
 @functools.cache
 def code_digest() -> str:
-  """Sixteen hex digits over the library's source, in the order of its paths."""
-  total = hashlib.sha256()
+  """Sixteen hex digits over what decides a result: the library's source and the versions of JAX's.
+
+  Left out is what only looks at results: analysis, decoding, flags.
+  """
+  total = hashlib.sha256(json.dumps({n: versions().get(n) for n in _DECISIVE}).encode())
   for path in sorted(_ROOT.rglob('*.py')):
+    if path.relative_to(_ROOT).parts[0] in _ONLOOKERS:
+      continue
     total.update(str(path.relative_to(_ROOT)).encode() + b'\0' + path.read_bytes() + b'\0')
   return total.hexdigest()[:16]
 
@@ -83,13 +90,20 @@ def describe() -> dict:
 
 
 def write(folder: Path, config: Config, fingerprint: str, info: dict) -> None:
-  """Writes provenance.json into a run's folder."""
+  """Writes provenance.json into a run's folder; of a run that is continued, also who began it."""
+  path = folder / 'provenance.json'
+  try:
+    last = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    last = {}
+  sitting = {k: last[k] for k in ('started', 'code', 'git_commit', 'device') if k in last}
   record = {
     'config_hash': config_hash(config),
     **describe(),
     'data': {'fingerprint': fingerprint, **info},
+    'earlier_sittings': [*last.get('earlier_sittings', []), sitting] if last else [],
     'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
   temporary = folder / 'provenance.json.tmp'
   temporary.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
-  os.replace(temporary, folder / 'provenance.json')
+  os.replace(temporary, path)

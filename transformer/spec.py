@@ -25,6 +25,9 @@ def declare(slot: str, name: str) -> Callable[[type], type]:
   def register(cls: type) -> type:
     cls = dataclasses.dataclass(frozen=True)(cls)
     cls.slot, cls.variant = slot, name
+    kinds = {f.metadata.get('kind', 'static') for f in dataclasses.fields(cls)}
+    if slot.startswith(('model.', 'ffn.')) and kinds - {'static'}:
+      raise ValueError(f'{slot}={name}: a module reads its arguments when compiled: all are static')
     if name in _DECLARED.setdefault(slot, {}):
       raise ValueError(f'{slot}={name} is declared twice')
     _DECLARED[slot][name] = cls

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 import time
 from pathlib import Path
@@ -19,6 +21,9 @@ from transformer.config import Config, resolve, static_key
 from transformer.errors import UserError
 from transformer.metrics import FILE, MetricsLog, read
 from transformer.state import TrainState
+
+TOKENIZER = 'tokenizer.json'
+_AHEAD = 16  # evaluation batches on the device at a time
 
 
 class Stopped(Exception):
@@ -85,6 +90,10 @@ def run(config: Config, folder: Path, control: Control | None = None) -> dict:
   return _Run(config, folder, control or Control()).go()
 
 
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
 class _Run:
   """One cell's life; `go` is its story."""
 
@@ -95,15 +104,23 @@ class _Run:
     self.start, self.before = time.perf_counter(), 0.0  # seconds of earlier sittings
 
   def go(self) -> dict:
-    train, steps = self.config.train, self.config.train.steps
+    train = self.config.train
     self._beat(0, 'preparing')
     self.data = data.load(self.config)
     self.program = program(self.config)
-    self.checkpoints = Checkpoints(self.folder / 'checkpoints', train.keep_last, train.keep_best)
-    current, begin, sums = self._restore()
+    with contextlib.closing(
+      Checkpoints(self.folder / 'checkpoints', train.keep_last, train.keep_best)
+    ) as self.checkpoints:
+      return self._train(*self._restore())
+
+  def _train(self, current: TrainState, begin: int, sums: dict) -> dict:
+    train, steps = self.config.train, self.config.train.steps
     provenance.write(self.folder, self.config, self.data.fingerprint, self.data.info)
-    self.log = MetricsLog(self.folder, begin, sums, train.log_every, self.tokens, train.tensorboard)
-    try:
+    if self.data.tokenizer:  # what text this run can read, whatever becomes of its source
+      (self.folder / TOKENIZER).write_text(self.data.tokenizer.to_json(), encoding='utf-8')
+    with contextlib.closing(
+      MetricsLog(self.folder, begin, sums, train.log_every, self.tokens, train.tensorboard)
+    ) as self.log:
       evaluated: dict[str, float] = {}
       self._beat(begin, 'compiling')
       for i in range(begin, steps):
@@ -114,7 +131,7 @@ class _Run:
         self.log.add(now, metrics)
         if self.log.due(now):
           self.log.flush(self._watch, before=now)
-          self._beat(now, 'training')
+        self._beat(now, 'training')
         last = now == steps
         evaluate = last or now % train.eval_every == 0
         if evaluate or now % train.checkpoint_every == 0 or self.control.stop:
@@ -128,34 +145,33 @@ class _Run:
           self.log.resume()
       if not evaluated:  # resumed after the last step
         evaluated = self._evaluation(steps) or self._evaluate(current, steps)
-    finally:
-      self.log.close()
-      self.checkpoints.close()
     return self._result(current, evaluated)
 
   def _restore(self) -> tuple[TrainState, int, dict]:
     fresh = self.program.init(self.config)
-    like = self.program.executor.fetch(fresh)
-    found = self.checkpoints.restore(like)
-    if found is None:
+    if self.checkpoints.empty:
       return fresh, 0, {}
-    restored, host = found
+    like = jax.tree.map(_abstract, self.program.executor.fetch(fresh))
+    del fresh  # or memory would have to hold it beside the one restored
+    restored, host = self.checkpoints.restore(like)
     if host['data'] != self.data.fingerprint:
       raise UserError(
         f'{self.folder}: was trained on other data ({host["data"][:8]}, now '
         f'{self.data.fingerprint[:8]}); choose another --workdir or --recompute'
       )
     self.before = host['seconds']
+    restored = restored.replace(hyper=state.hyper_arrays(self.config))
     return self.program.executor.place(restored), int(restored.step), host['sums']
 
   def _evaluate(self, current: TrainState, now: int) -> dict[str, float]:
     """Mean loss over all held-out tokens, as a row."""
     self._beat(now, 'evaluating')
-    sums = [
-      self.program.eval_step(current.params, self.program.put(tokens))
-      for tokens in self.data.eval_batches()
-    ]
-    nats, targets = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
+    sums: list[np.ndarray] = []
+    batches = self.data.eval_batches()
+    while ahead := [self.program.put(tokens) for tokens in itertools.islice(batches, _AHEAD)]:
+      sums += jax.device_get([self.program.eval_step(current.params, b) for b in ahead])
+      self._beat(now, 'evaluating')
+    nats, targets = np.sum(np.asarray(sums, np.float64), axis=0)
     row = {'eval/loss': float(nats / targets)}
     if self.data.held_out_bytes:
       row['eval/bits_per_byte'] = float(nats / math.log(2) / self.data.held_out_bytes)

@@ -69,6 +69,7 @@ def test_generate_continues_a_trained_run(tmp_path: Path) -> None:
   greedy = processes.run(*ask)
   assert greedy.returncode == 0, greedy.stderr
   assert greedy.stdout == 'the cat sat on the mat. the cat\n'  # learnt by heart
+  (tmp_path / 'a.txt').unlink()  # what it can read is its own, not its source's
   first, again, other = (
     processes.run(*ask, '--temperature=3', f'--seed={s}').stdout for s in (1, 1, 2)
   )

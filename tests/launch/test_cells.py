@@ -129,3 +129,29 @@ def test_a_seat_adds_to_the_flags_that_are_set(monkeypatch: pytest.MonkeyPatch) 
   assert env['OMP_NUM_THREADS'] == '1'
   assert Seat((), False, 0.0).environment()['XLA_FLAGS'] == '--xla_mine=1'
   assert set(schedulable_cores()) <= os.sched_getaffinity(0)
+
+
+def test_a_cell_left_over_is_continued_on_the_kind_of_seat_it_began_on(
+  monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+  """One thread or several sum in another order, so a last cell may not get the whole machine."""
+  from launch import local
+
+  seen = []
+
+  class Stop(Exception):
+    pass
+
+  def pool(workdir, places, *_):
+    seen.append(places)
+    raise Stop
+
+  monkeypatch.setattr(local, 'Pool', pool)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  cells = make_cells('abc')
+  for cell in cells[:2]:
+    cell.folder(tmp_path).mkdir(parents=True)
+    (cell.folder(tmp_path) / 'done.json').write_text('{}')
+  with pytest.raises(Stop):
+    local.run(tmp_path, cells, workers=0)
+  assert seen == [seats(0, 3)[:1]]

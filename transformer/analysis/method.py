@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformer.analysis import stats
+from transformer.analysis import formats, stats
 from transformer.analysis.results import Results
 
 
@@ -54,8 +54,9 @@ def numbers(results: Results) -> list[str]:
     'each cell measured it, beside whatever else ran on the machine.'
   )
   if results.references:
+    tokens = formats.count(results.references.get('tokens'))
     found.append(
-      'Unigram and bigram counts: fitted on all training text (add-one; interpolated '
-      'Kneser-Ney), scored on the same held-out tokens as the models.'
+      f'Unigram and bigram counts: fitted on {tokens} tokens, those that seed 0 trains on first '
+      '(add-one; interpolated Kneser-Ney), scored on the same held-out tokens as the models.'
     )
   return found

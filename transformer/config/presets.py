@@ -28,6 +28,7 @@ PRESETS: dict[str, dict] = {
     'model.d_model': 768,
     'model.num_layers': 12,
     'model.num_heads': 12,
+    'model.unroll': False,
     'model.positions': 'learned',
     'model.norm': 'layernorm(epsilon=1e-05)',
     'model.bias': True,
@@ -36,6 +37,7 @@ PRESETS: dict[str, dict] = {
     'data.tokenizer': 'bpe(vocab_size=50257)',
     'data.seq_len': 1024,
     'data.batch_size': 512,
+    'train.steps': 600_000,
     'optim.learning_rate': 6e-4,
   },
 }

@@ -29,6 +29,7 @@ def resolve(config: Config) -> Config:
   if batch % parts:
     raise UserError(f'--data.batch_size={batch}: not divisible by --train.accumulate={parts}')
   axes.parse_mesh(config.parallel.mesh)
+  out['parallel.mode'] = 'pmap' if config.parallel.mode == 'pmap' else 'mesh'
   return config.replace(**out)
 
 
@@ -88,8 +89,7 @@ def static_key(config: Config) -> str:
 def hyper(config: Config) -> dict[str, float]:
   """The numbers the compiled step reads at run time, by flag name."""
   traced = sort_settings(config, ('traced',))
-  names = [n for n in traced if n.startswith('optim.')] + ['train.steps']
-  return {name: float(traced[name]) for name in names}
+  return {n: float(v) for n, v in traced.items() if n != 'seed' and not n.startswith('data.')}
 
 
 def result_settings(config: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def attention(
   Returns out_BTNH.
   """
   scale = query_BTNH.shape[-1] ** -0.5
-  scores_BNTS = product('btnh,bsnh->bnts', query_BTNH * scale, key_BSNH).astype(jnp.float32)
+  scores_BNTS = product('btnh,bsnh->bnts', query_BTNH * scale, key_BSNH, out='float32')
   scores_BNTS = jnp.where(mask_BTS[:, None], scores_BNTS, _MASKED)
   weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(query_BTNH.dtype)
   return product('bnts,bsnh->btnh', weights_BNTS, value_BSNH)

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 
-def product(spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
-  """einsum(spec, x, w) in the type of `x`: the reference.
+def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> jax.Array:
+  """einsum(spec, x, w) of operands in the type of `x`: the reference.
 
   spec: an einsum of two operands in shape letters, as in 'btd,df->btf'.
   The weight is cast to the compute type here, so master weights stay float32.
+  out: type of the result, that of `x` unless given; float32 keeps what bfloat16 would round away.
   """
-  return jnp.einsum(spec, x, w.astype(x.dtype))
+  return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out or x.dtype)
