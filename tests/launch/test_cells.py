@@ -148,7 +148,7 @@ def test_a_cell_left_over_is_continued_on_the_kind_of_seat_it_began_on(
 
   monkeypatch.setattr(local, 'Pool', pool)
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  cells = make_cells('abc')
+  cells = make_cells(*'abc')
   for cell in cells[:2]:
     cell.folder(tmp_path).mkdir(parents=True)
     (cell.folder(tmp_path) / 'done.json').write_text('{}')

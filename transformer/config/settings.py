@@ -108,7 +108,7 @@ class TrainConfig:
   checkpoint_every: int = setting(
     0, 'steps between checkpoints; 0: every evaluation', kind='free', low=0
   )
-  keep_last: int = setting(1, 'newest checkpoints kept', kind='free', low=1)
+  keep_last: int = setting(2, 'newest checkpoints kept', kind='free', low=1)
   keep_best: int = setting(1, 'checkpoints of lowest eval/loss kept', kind='free', low=0)
   tensorboard: bool = setting(False, 'also write TensorBoard event files', kind='free')
 
