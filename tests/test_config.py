@@ -59,7 +59,7 @@ CHANGED = {  # a value of every setting that is not the one of BASE
   'train.log_every': 1,
   'train.eval_every': 5,
   'train.checkpoint_every': 5,
-  'train.keep_last': 2,
+  'train.keep_last': 3,
   'train.keep_best': 0,
   'train.tensorboard': True,
   'parallel.mode': 'pmap',
