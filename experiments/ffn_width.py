@@ -10,6 +10,8 @@ narrower d_model, or at fixed d_model, where it means more of both.
 
 from __future__ import annotations
 
+import math
+
 from experiments import lab
 from transformer import count, flags
 from transformer.config import PRESETS, Config, resolve
@@ -33,7 +35,9 @@ def config_of(asked: Config, value: str, budget: int) -> Config:
   try:
     ratio = float(value)
   except ValueError:
-    raise UserError(f'--vary={value}: a ratio is a number, as in --vary=1,2,4,8') from None
+    ratio = math.nan
+  if not 0 < ratio < math.inf:
+    raise UserError(f'--vary={value}: a ratio is a number above 0, as in --vary=1,2,4,8')
   if budget:
     return count.match_width(asked, ratio, budget, lab.FLAGS.match)
   return resolve(asked.replace(**{'ffn.ratio': ratio, 'ffn.d_ff': 0}))

@@ -9,6 +9,7 @@ Temperature 0, the default, is greedy.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -24,10 +25,12 @@ SEED = flags.script_flag('int', 'seed', 0, 'of the draws')
 
 
 def main() -> int:
-  if TEMPERATURE.value < 0:
-    raise UserError(f'--temperature={TEMPERATURE.value}: below the least allowed, 0')
+  if TEMPERATURE.value and not 1e-6 <= TEMPERATURE.value < math.inf:
+    raise UserError(f'--temperature={TEMPERATURE.value}: should be 0, or a number from 1e-6 on')
   if NEW_TOKENS.value < 1:
     raise UserError(f'--max_new_tokens={NEW_TOKENS.value}: below the least allowed, 1')
+  if not PROMPT.value.isprintable() and '\udc80' <= max(PROMPT.value) <= '\udcff':
+    raise UserError('--prompt: is not UTF-8')
   import numpy as np
 
   from transformer import decode

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
   from transformer.data import Data
 
 FLAGS = absl_flags.FLAGS
+_MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def parse_seeds(text: str) -> list[int]:
     first, dots, last = part.strip().partition('..')
     if not first.isdecimal() or (dots and not last.isdecimal()):
       raise UserError(f"--seeds={text}: expected numbers and ranges, as in '0..3' or '0,2,5'")
+    if int(last or first) - int(first) >= _MOST_SEEDS:
+      raise UserError(f'--seeds={text}: {part.strip()} is more than {_MOST_SEEDS:,} seeds')
     seeds += range(int(first), int(last or first) + 1)
   if not seeds or len(set(seeds)) < len(seeds):
     raise UserError(f'--seeds={text}: is empty or names a seed twice')
@@ -118,7 +121,10 @@ def parse_seeds(text: str) -> list[int]:
 
 def run(experiment: Experiment) -> int:
   """Runs what is missing, writes and prints the report. Returns the exit status."""
+  if not FLAGS.workdir:
+    raise UserError('--workdir=: is empty; name a folder, as in --workdir=runs/x')
   out, workdir = console(), Path(FLAGS.workdir)
+  is_new = not workdir.exists()
   if FLAGS.dry_run:
     _print_plan(experiment, workdir, out)
     return 0
@@ -133,6 +139,8 @@ def run(experiment: Experiment) -> int:
 
   results = report.write(workdir)
   if reason := _refusal(outcome, workdir):
+    if is_new:
+      shutil.rmtree(workdir)
     raise UserError(reason)
   report.console(results, out)
   if outcome.interrupted:
@@ -221,12 +229,15 @@ def _check_folder(experiment: Experiment, workdir: Path) -> None:
     tempfile.TemporaryFile(dir=workdir).close()
   except OSError as e:
     raise UserError(f'--workdir={workdir}: cannot be written ({e.strerror})') from None
-  there = read_json(workdir / 'experiment.json', strict=False)
+  path = workdir / 'experiment.json'
+  there = read_json(path)
   if there is None:
     return
+  if missing := {'name', 'match', 'variable', 'base'} - there.keys():
+    raise UserError(f'{path}: lacks {min(missing)!r}; delete it, or choose another --workdir')
   mine = _identity(_record(experiment), experiment.base)
-  theirs = _identity(there, Config.from_json(there['base'], str(workdir / 'experiment.json')))
-  for key in sorted(mine.keys() | theirs.keys()):
+  theirs = _identity(there, Config.from_json(there['base'], str(path)))
+  for key in [*mine, *sorted(theirs.keys() - mine.keys())]:
     if mine.get(key) != theirs.get(key):
       shown = [d.get(key, 'its default') for d in (theirs, mine)]
       raise UserError(

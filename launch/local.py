@@ -7,6 +7,7 @@ beside another one on the same folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import threading
 import time
@@ -63,6 +64,8 @@ def run(
   outcome, todo = Outcome(), []
   for cell in by_program(cells):
     done = read_json(cell.folder(workdir) / DONE)  # a corrupt one is found now, not at the end
+    if done is not None and 'token' not in done:
+      raise UserError(f'{cell.folder(workdir) / DONE}: is damaged; delete it to run the cell again')
     (todo if done is None else outcome.skipped_done).append(cell)
   for cell in todo:
     if not holder(cell.folder(workdir)):
@@ -150,7 +153,11 @@ class _Launch:
     asked: signals the launch has had; the second kills workers, through no fault of their cells,
     and the first ends those that have not yet come to the line where they would hear it.
     """
-    if error := worker.disk_error():
+    error = worker.disk_error()
+    if error and error.errno == errno.ENOENT and self._workdir.exists():
+      for cell in self._open.values():  # somebody deleted a folder: its cell starts anew
+        write_config(cell, self._workdir)
+    elif error:
       error.filename = error.filename or str(self._workdir)
       raise error
     if worker.ended_well() or asked > 1 or self._charge(worker) or asked:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
 
 from transformer import spec
+from transformer.activations import BODIES
 from transformer.config import Config
 
 PLAIN = {
@@ -21,19 +24,24 @@ GATED = {
 }
 
 
-def ffn(weights: dict, activation: str, x_TD: np.ndarray) -> np.ndarray:
+def activation(name: str, *hidden: np.ndarray) -> np.ndarray:
+  """The oracle's value; of an activation without one, that of its own body in float64."""
+  if oracle := PLAIN.get(name) or GATED.get(name):
+    return oracle(*hidden)
+  with jax.enable_x64(True):
+    return np.asarray(BODIES[name](*map(jnp.asarray, hidden)))
+
+
+def ffn(weights: dict, name: str, x_TD: np.ndarray) -> np.ndarray:
   """down(f(up(x))) or down(f(gate(x), up(x))), one position after the other."""
 
-  def project(name: str, x: np.ndarray) -> np.ndarray:
-    return x @ weights[name] + weights.get(f'{name}_bias', 0.0)
+  def project(of: str, x: np.ndarray) -> np.ndarray:
+    return x @ weights[of] + weights.get(f'{of}_bias', 0.0)
 
   y_TD = np.zeros_like(x_TD)
   for t, x_D in enumerate(x_TD):
-    if activation in GATED:
-      h_F = GATED[activation](project('gate', x_D), project('up', x_D))
-    else:
-      h_F = PLAIN[activation](project('up', x_D))
-    y_TD[t] = project('down', h_F)
+    inputs = ('gate', 'up') if 'gate' in weights else ('up',)
+    y_TD[t] = project('down', activation(name, *(project(of, x_D) for of in inputs)))
   return y_TD
 
 

@@ -175,7 +175,8 @@ def test_hyper_is_what_the_step_reads():
 
 @pytest.mark.parametrize('preset', [*PRESETS, 'changed'])
 def test_json_and_resolve_are_idempotent(preset):
-  asked = Config().replace(**CHANGED if preset == 'changed' else PRESETS[preset])
+  changes = CHANGED | {'parallel.mode': 'mesh'} if preset == 'changed' else PRESETS[preset]
+  asked = Config().replace(**changes)
   resolved = resolve(asked)
   assert resolve(resolved) == resolved
   for config in (asked, resolved):
@@ -263,6 +264,10 @@ def test_from_json_refuses(tree, message):
     (
       {'model.vocab_size': 300},
       "--model.vocab_size=300: below the tokenizer's 4096; leave it 0 or set --data.tokenizer",
+    ),
+    (
+      {'parallel.mode': 'pmap', 'parallel.mesh': 'data:8'},
+      '--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out',
     ),
     ({'train.accumulate': 3}, '--data.batch_size=16: not divisible by --train.accumulate=3'),
     ({'parallel.mesh': 'dat:1'}, "--parallel.mesh=dat:1: no axis 'dat'; did you mean data?"),

@@ -41,7 +41,9 @@ def oracle(weights: dict, activation: str, x: np.ndarray = X) -> np.ndarray:
 @pytest.mark.parametrize('activation', ACTIVATIONS)
 def test_against_loops_over_positions(activation, bias):
   ffn, weights = make(activation, bias)
-  names = {'up', 'down'} | ({'gate'} if activation in reference.GATED else set())
+  names = {'up', 'down'} | (
+    {'gate'} if spec.variants('ffn.activation')[activation].gated else set()
+  )
   assert set(weights) == names | {f'{n}_bias' for n in names if bias}
   expected = oracle(weights, activation)
   np.testing.assert_allclose(apply(ffn, weights), expected, atol=2e-5)

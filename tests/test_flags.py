@@ -186,7 +186,9 @@ def test_a_mistaken_comparison_is_one_line(wrong: str, tmp_path: Path) -> None:
 
 
 WIDTHS = {
-  '--vary=4,wide': '--vary=wide: a ratio is a number, as in --vary=1,2,4,8',
+  '--vary=4,wide': '--vary=wide: a ratio is a number above 0, as in --vary=1,2,4,8',
+  '--vary=4,-1': '--vary=-1: a ratio is a number above 0, as in --vary=1,2,4,8',
+  '--vary=4,nan': '--vary=nan: a ratio is a number above 0, as in --vary=1,2,4,8',
   '--ffn.d_ff=64': '--ffn.d_ff: is what this experiment varies; use --vary with ratios',
   '--baseline=x': '--baseline=x: is not among --vary=0.25,1,2,4,8,16',
   '--vary=4,10000': '--match=params: ratio 10000.0 is over the budget of 3,632',

@@ -209,10 +209,6 @@ def test_without_a_mesh_all_devices_share_the_batch():
       '--parallel.mesh=data:2,fsdp:3,tensor:2: needs 12 devices, 8 present',
     ),
     (
-      {'parallel.mode': 'pmap', 'parallel.mesh': 'data:8'},
-      '--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out',
-    ),
-    (
       {'data.batch_size': 12},
       '--data.batch_size=12: 12 sequences a micro-batch (--train.accumulate=1) are not divisible '
       'by 8 devices',

@@ -97,6 +97,10 @@ def _guard(main: Callable[[], int | None]) -> int:
     if e.errno not in _DISK:
       raise
     _fail(f'{e.filename or "file system"}: {e.strerror}')
+  except Exception as e:
+    if os.strerror(errno.ENOSPC) not in str(e):
+      raise
+    _fail(f'{os.strerror(errno.ENOSPC)}: {str(e).splitlines()[0][:200]}')  # as a library wrapped it
 
 
 def _fail(message: str) -> None:

@@ -29,8 +29,6 @@ def make(config: Config) -> MeshParallel | PmapParallel:
   """
   mode, devices = config.parallel.mode, jax.devices()
   mesh = axes.parse_mesh(config.parallel.mesh)
-  if mode == 'pmap' and mesh:
-    raise UserError('--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out')
   mesh = mesh or {'data': len(devices)}
   if prod(mesh.values()) > len(devices):
     raise UserError(

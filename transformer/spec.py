@@ -16,7 +16,7 @@ from collections.abc import Callable
 from transformer.errors import UserError, nearest
 
 _DECLARED: dict[str, dict[str, type]] = {}
-_COLON = re.compile(r'^([a-zA-Z_]\w*):(.+)$', re.DOTALL)
+_COLON = re.compile(r'^([a-zA-Z_]\w*):(.*)$', re.DOTALL)
 
 
 def declare(slot: str, name: str) -> Callable[[type], type]:

@@ -21,10 +21,10 @@ def test_the_verdict_says_where_what_and_how_sure(run_folder):
     '(−0.023 ± 0.040) ties with `relu`.'
   )
   assert rest == [
-    'The lowest mean besides `relu` is that of `gelu`; `swiglu`, `relu2`, `geglu` and `silu` '
-    'cannot be told apart from it.',
-    'To show a difference of the size seen, if it is the true one, would take about 12 paired '
-    'seeds for `silu`.',
+    'The lowest mean besides `relu` is that of `gelu`; these runs do not part `swiglu`, `relu2`, '
+    '`geglu` and `silu` from it.',
+    'To show a difference of the size seen, if it is the true one and the only one tested, would '
+    'take about 12 paired seeds for `silu`.',
     'Every variant is better than a bigram count (3.940 nats per token).',
     'This holds for this shape, this budget and one learning rate for all, tuned for none; the '
     'order, even its sign, may change with any of them.',

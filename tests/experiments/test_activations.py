@@ -113,8 +113,8 @@ def test_interrupted_continued_repeated_rebuilt_and_redone(tmp_path: Path) -> No
   other = run('experiments.train', f'--workdir={workdir}', *flags(settings))
   assert other.returncode == 2
   assert other.stderr == (
-    f'error: --workdir={workdir}: holds runs of another configuration (--match is params there, '
-    ' asked); choose another folder\n'
+    f'error: --workdir={workdir}: holds runs of another configuration (experiment is activations '
+    'there, train asked); choose another folder\n'
   )
 
   # A cell of other code is neither reused nor redone unasked.

@@ -96,9 +96,7 @@ def test_what_devices_refuse_is_said_last_and_once(tmp_path: Path) -> None:
     '--data.batch_size=4: 4 sequences a micro-batch (--train.accumulate=1) are not divisible by '
     '8 devices'
   )
-  (folder,) = _cells(tmp_path / 'run').values()
-  assert read(folder / 'failed.json')['cause'] == 'refused'
-  assert not list(folder.glob('checkpoints/*'))
+  assert not (tmp_path / 'run').exists()  # nothing is left that a corrected command would meet
 
 
 def test_a_corpus_that_is_not_there_or_not_text(tmp_path: Path) -> None:

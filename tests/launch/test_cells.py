@@ -151,7 +151,7 @@ def test_a_cell_left_over_is_continued_on_the_kind_of_seat_it_began_on(
   cells = make_cells(*'abc')
   for cell in cells[:2]:
     cell.folder(tmp_path).mkdir(parents=True)
-    (cell.folder(tmp_path) / 'done.json').write_text('{}')
+    (cell.folder(tmp_path) / 'done.json').write_text('{"token": ""}')
   with pytest.raises(Stop):
     local.run(tmp_path, cells, workers=0)
   assert seen == [seats(0, 3)[:1]]

@@ -88,6 +88,9 @@ def _table(results: Results) -> str:
     f'<th scope="col"{_class("text" if c.text else "")}>{escape(c.heading)}</th>' for c in columns
   )
   rows = ''.join(_row(results, columns, v) for v in results.ranked)
+  for name, *rest in table.references(results, columns):
+    cells = ''.join(f'<td>{escape(text)}</td>' for text in rest)
+    rows += f'<tr class="count"><th scope="row" class="text">{escape(name)}</th>{cells}</tr>\n'
   return (
     f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n'
     '</table></div>\n'

@@ -106,7 +106,9 @@ def _markdown_table(results: Results) -> str:
 
   head = line(c.heading for c in columns)
   rule = line('---' if c.text else '---:' for c in columns)
-  return '\n'.join([head, rule, *(line(c.show(v) for c in columns) for v in results.ranked)])
+  rows = [[c.show(v) for c in columns] for v in results.ranked]
+  rows += table.references(results, columns)
+  return '\n'.join([head, rule, *map(line, rows)])
 
 
 def console(results: Results, console) -> None:
@@ -115,7 +117,8 @@ def console(results: Results, console) -> None:
   from rich.text import Text
 
   if results.done:
-    console.print(_fit(results, console))
+    for drawn in _fit(results, console):
+      console.print(drawn)
     console.print()
   first, *rest = verdict.sentences(results)
   console.print(_styled(first))
@@ -132,21 +135,25 @@ def console(results: Results, console) -> None:
   console.print(Text(f'Report: {results.workdir / "report.html"}'), soft_wrap=True)
 
 
-def _fit(results: Results, console):
-  """The table with as many columns as the terminal is wide, the least important left out."""
+def _fit(results: Results, console) -> list:
+  """The table; where the terminal is too narrow, further ones hold the lesser columns."""
+  name, *columns = table.columns(results)
+  tables = []
+  while columns:
+    fitting, rest = list(columns), []
+    while len(fitting) > 1 and not _fits(_rich_table(results, [name, *fitting]), console):
+      least = max(range(len(fitting)), key=lambda i: (fitting[i].rank, i))
+      rest.append(fitting.pop(least))
+    tables.append(_rich_table(results, [name, *fitting]))
+    columns = [c for c in columns if c in rest]
+  return tables
+
+
+def _fits(drawn, console) -> bool:
   from rich.measure import Measurement
 
-  columns = table.columns(results)
   roomy = console.options.update(max_width=1000)  # else what is too wide measures as just fitting
-  while True:
-    drawn = _rich_table(results, columns)
-    if Measurement.get(console, roomy, drawn).minimum <= console.width or not any(
-      c.rank for c in columns
-    ):
-      return drawn
-    least = max(c.rank for c in columns)
-    last = max(i for i, c in enumerate(columns) if c.rank == least)
-    columns = columns[:last] + columns[last + 1 :]
+  return Measurement.get(console, roomy, drawn).minimum <= console.width
 
 
 def _rich_table(results: Results, columns: list[table.Column]):
@@ -155,14 +162,17 @@ def _rich_table(results: Results, columns: list[table.Column]):
   from rich.text import Text
 
   drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-  for c in columns:
-    shown = [c.show(v) for v in results.ranked]
+  counts = [row for row in table.references(results, columns) if any(row[1:])]
+  for c, *below in zip(columns, *counts, strict=True):
+    shown = [*below, *(c.show(v) for v in results.ranked)]
     width = max(map(len, c.heading.split() + shown))
     drawn.add_column(Text(c.heading), justify='left' if c.text else 'right', min_width=width)
   styles = {'better': 'green', 'worse': 'red', 'tie': 'dim'}
   for v in results.ranked:
     texts = [c.show(v) for c in columns]
     drawn.add_row(*(Text(t, style=styles.get(t, ''), no_wrap=True) for t in texts))
+  for row in counts:
+    drawn.add_row(*(Text(t, style='dim', no_wrap=True) for t in row))
   return drawn
 
 

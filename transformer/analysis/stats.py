@@ -115,11 +115,14 @@ def _signed_sums(d: np.ndarray) -> np.ndarray:
   return sums
 
 
-def holm(ps: Mapping) -> dict:
-  """Holm's step-down correction: key -> p adjusted for the number of keys."""
-  adjusted, largest = {}, 0.0
+def holm(ps: Mapping, planned: int = 0) -> dict:
+  """Holm's step-down correction: key -> p adjusted for the number of comparisons.
+
+  planned: how many there are to be, so that those still without a p count as well.
+  """
+  adjusted, largest, many = {}, 0.0, max(planned, len(ps))
   for rank, (key, p) in enumerate(sorted(ps.items(), key=lambda item: item[1])):
-    largest = max(largest, min(1.0, (len(ps) - rank) * p))
+    largest = max(largest, min(1.0, (many - rank) * p))
     adjusted[key] = largest
   return adjusted
 
@@ -159,7 +162,7 @@ def compare(
   `losses` maps variant -> seed -> loss; a pair uses the seeds that both have.
   """
   found = {pair: _difference(losses, *pair) for pair in pairs}
-  adjusted = holm({pair: d.p for pair, d in found.items() if d.p is not None})
+  adjusted = holm({pair: d.p for pair, d in found.items() if d.p is not None}, len(found))
   return {pair: replace(d, p_holm=adjusted.get(pair)) for pair, d in found.items()}
 
 
@@ -195,11 +198,11 @@ def outliers(losses: Mapping[str, Mapping[int, float]]) -> dict[tuple[str, int],
   """(variant, seed) -> distance from its variant's median, for cells far outside their siblings.
 
   Far is more than 6 times the median absolute deviation, pooled over variants because a few seeds
-  estimate it badly, and more than .03 nats. Needs MIN_SEEDS seeds of a variant. Named, not removed.
+  estimate it badly, and more than .03 nats. Needs 4 seeds of a variant. Named, not removed.
   """
   away = {}
   for variant, by_seed in losses.items():
-    if len(by_seed) >= MIN_SEEDS:
+    if len(by_seed) > MIN_SEEDS:
       middle = float(np.median(list(by_seed.values())))
       away |= {(variant, seed): loss - middle for seed, loss in by_seed.items()}
   if not away:

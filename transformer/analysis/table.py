@@ -9,6 +9,7 @@ from transformer.analysis import formats
 from transformer.analysis.results import Results, Variant
 from transformer.analysis.verdict import off_target
 
+LOSS, BITS = 'held-out nats/token', 'bits/byte'
 VERDICTS = ('better', 'worse', 'tie', 'too few seeds')
 
 
@@ -40,9 +41,9 @@ def columns(results: Results) -> list[Column]:
     found.append(Column('FLOPs/token', lambda v: formats.short(v.asked(flops)), 4))
   if results.match in ('params', 'flops') and any(off_target(results, v) for v in variants):
     found.append(Column('off target', lambda v: _percent(off_target(results, v)), 3))
-  found.append(Column('held-out nats/token', lambda v: formats.with_interval(v.loss)))
+  found.append(Column(LOSS, lambda v: formats.with_interval(v.loss)))
   bits = 'eval/bits_per_byte'
-  found.append(Column('bits/byte', lambda v: formats.with_interval(v.sample(bits)), 2))
+  found.append(Column(BITS, lambda v: formats.with_interval(v.sample(bits)), 2))
   if results.baseline:
     found += _against(results)
   found.append(Column('tokens/s', lambda v: _mean(v, 'tokens_per_s'), 3))
@@ -51,6 +52,17 @@ def columns(results: Results) -> list[Column]:
     skipped = 'skipped_steps'
     found.append(Column('skipped steps', lambda v: f'{sum(v.sample(skipped).values):.0f}', 1))
   return found
+
+
+def references(results: Results, columns: list[Column]) -> list[list[str]]:
+  """A row each for the unigram and bigram counts: their losses, under the columns there are."""
+  rows = []
+  for name in ('unigram', 'bigram'):
+    if (nats := results.references.get(name)) is not None:
+      bits = formats.loss(results.references.get(f'{name}_bits_per_byte'))
+      shown = {columns[0].heading: name, LOSS: formats.loss(nats), BITS: bits}
+      rows.append([shown.get(c.heading, '') for c in columns])
+  return rows
 
 
 def _against(results: Results) -> list[Column]:
@@ -64,7 +76,7 @@ def _against(results: Results) -> list[Column]:
 
   base = results.label(results.baseline)
   found = [
-    Column(f'difference to {base} (negative is better)', difference),
+    Column(f'difference to {base} (− is better)', difference),
     Column('p (Holm)', of(lambda d: formats.p_value(d.p_holm)), 2),
   ]
   if any(v.difference and v.difference.p_flip is not None for v in results.variants):

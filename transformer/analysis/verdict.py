@@ -201,7 +201,7 @@ def _leaders(results: Results) -> list[str]:
   start = f'The lowest mean{besides} is that of {_name(results, best)}'
   if not ties:
     return [f'{start}, clear of every other variant.']
-  return [f'{start}; {_names(results, ties)} cannot be told apart from it.']
+  return [f'{start}; these runs do not part {_names(results, ties)} from it.']
 
 
 def _settle(results: Results, ties: list[Variant]) -> list[str]:
@@ -212,7 +212,8 @@ def _settle(results: Results, ties: list[Variant]) -> list[str]:
   many[0] += ' paired seeds'
   found = [f'{n} for {_name(results, v)}' for n, v in zip(many, ties, strict=True)]
   text = [
-    'To show a difference of the size seen, if it is the true one, would take about '
+    'To show a difference of the size seen, if it is the true one and the only one tested, would '
+    'take about '
     f'{formats.listing(found)}.'
   ]
   nearly = [v for v in ties if v.difference.lost_to_holm]

@@ -28,7 +28,8 @@ def resolve(config: Config) -> Config:
   batch, parts = config.data.batch_size, config.train.accumulate
   if batch % parts:
     raise UserError(f'--data.batch_size={batch}: not divisible by --train.accumulate={parts}')
-  axes.parse_mesh(config.parallel.mesh)
+  if axes.parse_mesh(config.parallel.mesh) and config.parallel.mode == 'pmap':
+    raise UserError('--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out')
   out['parallel.mode'] = 'pmap' if config.parallel.mode == 'pmap' else 'mesh'
   return config.replace(**out)
 

@@ -37,7 +37,7 @@ class ModelConfig:
   """The Transformer around the feed-forward network."""
 
   architecture: str = setting('decoder', 'which Transformer', choices=('decoder',))
-  d_model: int = setting(256, 'width of the residual stream', low=1)
+  d_model: int = setting(256, 'width of the residual stream', low=1, high=10**7)
   num_layers: int = setting(6, 'number of blocks', low=1)
   num_heads: int = setting(4, 'attention heads', low=1)
   head_dim: int = setting(0, 'width of a head; 0: d_model / num_heads', low=0)
@@ -58,8 +58,8 @@ class ModelConfig:
 class FFNConfig:
   """The position-wise feed-forward network."""
 
-  ratio: float = setting(4.0, 'd_ff / d_model, when d_ff is 0', low=1e-9)
-  d_ff: int = setting(0, 'hidden width; 0: ratio * d_model', low=0)
+  ratio: float = setting(4.0, 'd_ff / d_model, when d_ff is 0', low=1e-9, high=1e6)
+  d_ff: int = setting(0, 'hidden width; 0: ratio * d_model', low=0, high=10**8)
   activation: str = setting('gelu', 'nonlinearity, plain or gated')
   multiple_of: int = setting(1, 'd_ff is rounded to a multiple of this', low=1)
   bias: bool = setting(False, 'biases of up, gate and down')
