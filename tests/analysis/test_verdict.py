@@ -1,5 +1,6 @@
 """What is said in words, whole sentences, and what the next experiment costs."""
 
+import json
 import re
 
 import pytest
@@ -97,6 +98,18 @@ def test_open_cells_come_first(run_folder):
   first = next_step.suggest(load(folder))[0]
   assert first.why.startswith('Finish the 2 cells')
   assert first.command.endswith('--seeds=0..3')
+
+
+def test_a_diverged_cell_asks_for_a_lower_rate_and_not_for_the_same_command(run_folder):
+  folder = run_folder(failed=('silu-seed1',))
+  (path,) = folder.glob('cells/silu-seed1-*/failed.json')
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'cause': 'non-finite'}))
+  first, *rest = next_step.suggest(load(folder))
+  assert first.command == (
+    f'python -m experiments.activations --workdir={folder}-half-rate --seeds=0..3 '
+    '--optim.learning_rate=0.004'
+  )
+  assert not any(step.why.startswith('Finish') for step in rest)
 
 
 @pytest.mark.parametrize(

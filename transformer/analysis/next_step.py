@@ -28,8 +28,11 @@ def suggest(results: Results) -> list[Step]:
   """Finishing what is open first, then more seeds where they help, then a larger budget."""
   if not results.command:
     return []
-  left = [c for c in results.cells if c.state != 'done']
+  diverged = [c for c in results.cells if c.failure.get('cause') == 'non-finite']
+  left = [c for c in results.cells if c.state != 'done' and c not in diverged]
   steps = []
+  if diverged:
+    steps += _lower_rate(results)
   if left:
     count = f'{len(left)} cell{"s" if len(left) > 1 else ""}'
     why = f'Finish the {count} still open or failed; what is done is not computed again.'
@@ -39,6 +42,20 @@ def suggest(results: Results) -> list[Step]:
   if results.done:
     steps += _longer(results)
   return steps
+
+
+def _lower_rate(results: Results) -> list[Step]:
+  """Half the rate, for all variants: at the same one the diverged cells would diverge again."""
+  rates = results.settings('optim.learning_rate')
+  if not rates:
+    return []
+  flags = {
+    'optim.learning_rate': f'{rates[-1] / 2:.3g}',
+    'workdir': f'{results.workdir}-half-rate',
+  }
+  cost = _cost(results, [(c, 1, 1) for c in results.cells])
+  why = 'Cells diverged, and would again at this learning rate: halve it, for all variants.'
+  return [Step(why, with_flags(results.command, flags), cost)]
 
 
 def _more_seeds(results: Results) -> list[Step]:
