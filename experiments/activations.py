@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from experiments import lab
 from transformer import count, flags
-from transformer.config import PRESETS, Config, resolve
+from transformer.config import Config, resolve
 
 NAME = 'activations'
 QUESTION = 'Which FFN activation gives the lowest held-out loss?'
@@ -22,8 +22,6 @@ lab.define_comparison_flags(
   vary='relu,gelu,silu,relu2,geglu,swiglu,identity',
   baseline='relu',
   match='params',
-  **PRESETS['pilot'],
-  **{'train.checkpoint_every': 200, 'train.log_every': 20},
 )
 
 

@@ -14,7 +14,7 @@ import math
 
 from experiments import lab
 from transformer import count, flags
-from transformer.config import PRESETS, Config, resolve
+from transformer.config import Config, resolve
 from transformer.errors import UserError
 
 NAME = 'ffn_width'
@@ -25,8 +25,6 @@ lab.define_comparison_flags(
   vary='0.25,1,2,4,8,16',
   baseline='4',
   match='params',
-  **PRESETS['pilot'],
-  **{'train.checkpoint_every': 200, 'train.log_every': 20},
 )
 
 

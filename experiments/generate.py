@@ -29,8 +29,10 @@ def main() -> int:
     raise UserError(f'--temperature={TEMPERATURE.value}: should be 0, or a number from 1e-6 on')
   if NEW_TOKENS.value < 1:
     raise UserError(f'--max_new_tokens={NEW_TOKENS.value}: below the least allowed, 1')
-  if not PROMPT.value.isprintable() and '\udc80' <= max(PROMPT.value) <= '\udcff':
-    raise UserError('--prompt: is not UTF-8')
+  try:
+    PROMPT.value.encode()
+  except UnicodeEncodeError:
+    raise UserError('--prompt: is not UTF-8') from None
   import numpy as np
 
   from transformer import decode

@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 
 from launch.cells import Cell, read_json, stale, state, write_json
 from transformer import count, flags
-from transformer.config import Config, resolve, result_settings
+from transformer.config import PRESETS, Config, resolve, result_settings
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,9 +63,12 @@ def define_flags(name: str, **defaults: object) -> None:
   flags.script_flag('bool', 'accept_stale', False, 'keep cells that other code or data made')
 
 
-def define_comparison_flags(name: str, vary: str, baseline: str, match: str, **defaults) -> None:
-  """The flags of an experiment that compares values of one setting over paired seeds."""
-  define_flags(name, **defaults)
+def define_comparison_flags(name: str, vary: str, baseline: str, match: str) -> None:
+  """The flags of an experiment that compares values of one setting over paired seeds.
+
+  It runs the pilot's shape unless asked otherwise: seconds a cell.
+  """
+  define_flags(name, **PRESETS['pilot'], **{'train.checkpoint_every': 200, 'train.log_every': 20})
   flags.script_flag('str', 'vary', vary, 'values to compare, separated by commas')
   flags.script_flag('str', 'baseline', baseline, 'the value that the others are compared with')
   flags.script_flag('str', 'seeds', '0..3', "paired seeds: '0..3' (both included) or '0,2,5'")
