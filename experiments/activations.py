@@ -6,18 +6,20 @@ the yardstick; a gated FFN has three matrices, so its d_ff is 2/3 of a plain one
   python -m experiments.activations                    28 runs, minutes on two cores
   python -m experiments.activations --seeds=0..7       8 paired seeds; adds to what is done
   python -m experiments.activations --vary=relu,swiglu --baseline=relu --match=flops
+  python -m experiments.activations --vary='relu,leaky_relu(0.1),product(tanh, identity)'
+  python -m experiments.activations --vary=all         every activation that needs no argument
 """
 
 from __future__ import annotations
 
-from experiments import lab
-from transformer import count, flags
-from transformer.config import Config, resolve
+from experiments import lab, paired
+from transformer import flags
+from transformer.errors import UserError
 
 NAME = 'activations'
 QUESTION = 'Which FFN activation gives the lowest held-out loss?'
 
-lab.define_comparison_flags(
+paired.define_flags(
   NAME,
   vary='relu,gelu,silu,relu2,geglu,swiglu,identity',
   baseline='relu',
@@ -25,14 +27,12 @@ lab.define_comparison_flags(
 )
 
 
-def config_of(asked: Config, value: str, budget: int) -> Config:
-  """The baseline with another activation, its d_ff solved for the budget of --match."""
-  config = resolve(asked.replace(**{'ffn.activation': value}))
-  return count.match_d_ff(config, budget, lab.FLAGS.match) if budget else config
-
-
 def main() -> int:
-  return lab.run(lab.comparison(NAME, QUESTION, 'ffn.activation', config_of))
+  replaced = paired.replaced('ffn.activation')
+  experiment = paired.experiment(NAME, QUESTION, 'ffn.activation', replaced)
+  if not experiment.base.ffn.d_ff:
+    raise UserError('--ffn.ratio=0: leaves no FFN whose activation could be compared')
+  return lab.run(experiment)
 
 
 if __name__ == '__main__':

@@ -2,23 +2,36 @@
 
 python -m experiments.describe --preset=gpt2
 python -m experiments.describe --model.d_model=512 --ffn.activation=swiglu --ffn.ratio=2.667
+python -m experiments.describe --ffn.ratios='ramp(2,6)' --model.num_kv_heads=2
+python -m experiments.describe --model.num_layers=2 --coordinates
+
+With --coordinates it also trains the model for a few steps at an eighth to all of its d_model, and
+of its d_ff, under the standard rule and under muP, and draws how large activations become:
+plots/coordinates.png. A minute or two.
 """
 
 from __future__ import annotations
 
 import json
 from math import prod
+from pathlib import Path
 
 from transformer import axes, count, flags
-from transformer.config import Config, resolve
+from transformer.config import Config, ratios, resolve, widths
 
 flags.define()
 JSON = flags.script_flag('bool', 'json', False, 'print one JSON object instead of tables')
+COORDINATES = flags.script_flag(
+  'bool', 'coordinates', False, 'also draw the coordinate check of muP: plots/coordinates.png'
+)
+PLOT = Path('plots/coordinates.png')
 
 
 def main() -> int:
   asked = flags.config()
   facts = describe(asked, resolve(asked))
+  if COORDINATES.value:
+    facts['coordinates'] = check_coordinates(asked)
   if JSON.value:
     print(json.dumps(facts, indent=2))
   else:
@@ -26,15 +39,39 @@ def main() -> int:
   return 0
 
 
+def check_coordinates(asked: Config) -> list[dict]:
+  """What `coordinates` finds for d_model and for d_ff; draws it."""
+  from rich.console import Console
+  from rich.progress import Progress
+
+  from transformer.analysis import coordinates_plot
+  from transformer.coordinates import RULES, coordinates
+
+  shape = resolve(asked)
+  sweeps = {'model.d_model': shape.model.d_model, 'ffn.d_ff': shape.ffn.d_ff}
+  sweeps = {name: [width // n for n in (8, 4, 2, 1)] for name, width in sweeps.items() if width}
+  with Progress(transient=True, console=Console(stderr=True)) as progress:
+    task = progress.add_task('training', total=sum(map(len, sweeps.values())) * len(RULES))
+    found = [
+      coordinates(asked, name, widths, watch=lambda: progress.advance(task))
+      for name, widths in sweeps.items()
+    ]
+  PLOT.parent.mkdir(exist_ok=True)
+  PLOT.write_bytes(coordinates_plot.draw(found).light)
+  return found
+
+
 def describe(asked: Config, config: Config) -> dict:
   """What `config`, resolved from `asked`, holds and costs; plain JSON."""
-  wanted = asked.ffn.d_ff or asked.ffn.ratio * asked.model.d_model
+  pattern = ratios(asked)
+  wanted = asked.ffn.d_ff or sum(pattern) / len(pattern) * asked.model.d_model
   by_part, flops = count.params_by_part(config), count.flops_by_part(config)
   return {
     'params': count.params(config),
     'params_by_part': by_part,
     'ffn_share_of_block': by_part['ffn'] / (by_part['ffn'] + by_part['attention']),
     'd_ff': {'target': wanted, 'achieved': config.ffn.d_ff, 'ratio': config.ffn.ratio},
+    'd_ff_by_layer': widths(config),
     'flops_per_token': count.flops_per_token(config),
     'forward_flops_per_token_by_part': flops,
     'train_tokens': count.train_tokens(config),
@@ -65,13 +102,48 @@ def _print(facts: dict) -> None:
   out.print()
   _print_parts(out, 'Parameters by part', facts['params_by_part'])
   _print_parts(out, 'Forward FLOPs per token', facts['forward_flops_per_token_by_part'])
-  d_ff = facts['d_ff']
+  if found := facts.get('coordinates'):
+    _print_slopes(out, found)
   out.print(
-    f'd_ff {d_ff["achieved"]:,} for a target of {d_ff["target"]:,.6g}, ratio {d_ff["ratio"]:.4g}; '
-    f'the FFN holds {facts["ffn_share_of_block"]:.1%} of a block\n'
+    f'{_heads(facts["config"]["model"])}\n{_widths(facts)}\n'
     f'training: {facts["flops_per_token"]:,} FLOPs a token, {facts["train_tokens"]:,} tokens, '
     f'{facts["train_flops"]:.3g} FLOPs in all\n'
     f'parameters and AdamW moments in float32: {facts["state_bytes"] / 2**20:,.1f} MiB'
+  )
+
+
+def _print_slopes(out, sweeps: list[dict]) -> None:
+  from rich.table import Table
+
+  table = Table('tensor', title=f'Slopes of log size by log width; {PLOT}', title_justify='left')
+  columns = []
+  for found in sweeps:
+    for rule, slopes in found['slopes'].items():
+      table.add_column(f'{found["setting"]}\n{rule}', justify='right')
+      columns.append(slopes)
+  for name in columns[0]:
+    table.add_row(name, *(f'{slopes[name]:+.2f}' for slopes in columns))
+  out.print(table)
+
+
+def _heads(model: dict) -> str:
+  if not model['num_heads']:
+    return 'no attention'
+  shared = model['num_kv_heads']
+  keys = f', {shared} of keys and values' if shared else ''
+  return f'attention: {model["num_heads"]} heads of {model["head_dim"]}{keys}'
+
+
+def _widths(facts: dict) -> str:
+  d_ff, layers = facts['d_ff'], facts['d_ff_by_layer']
+  if not any(layers):
+    return 'no FFN'
+  many = len(set(layers)) > 1
+  by_layer = f' (by layer: {", ".join(f"{n:,}" for n in layers)})' if many else ''
+  return (
+    f'd_ff {d_ff["achieved"]:,}{" on average" * many} for a target of {d_ff["target"]:,.6g}, '
+    f'ratio {d_ff["ratio"]:.4g}{by_layer}; '
+    f'the FFN holds {facts["ffn_share_of_block"]:.1%} of a block'
   )
 
 

@@ -10,6 +10,7 @@ The same command again continues an interrupted run. Then: experiments.generate.
 from __future__ import annotations
 
 from experiments import lab
+from experiments.plan import Experiment
 from launch.cells import Cell
 from transformer import flags
 from transformer.config import PRESETS, resolve
@@ -20,11 +21,12 @@ lab.define_flags(NAME, **PRESETS['pilot'], **{'train.eval_every': 100})
 
 
 def main() -> int:
-  config = resolve(flags.config())
+  asked = flags.config()
+  config = resolve(asked)
   variant = config.ffn.activation
   cell = Cell(f'{variant}-seed{config.seed}', variant, config)
   question = 'How well does this Transformer model held-out text?'
-  return lab.run(lab.Experiment(NAME, question, '', '', '', 0, config, [cell]))
+  return lab.run(Experiment(NAME, question, asked, config, [cell]))
 
 
 if __name__ == '__main__':

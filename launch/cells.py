@@ -16,6 +16,7 @@ from launch.claims import DONE, FAILED, Claim, ClaimLost, holder
 from launch.files import read_json, write_json
 from transformer.config import Config, config_hash, static_key
 from transformer.provenance import code_digest
+from transformer.runs import provenance, retrained
 
 __all__ = [
   'Cell',
@@ -86,6 +87,8 @@ def stale(
 ) -> list[Cell]:
   """Cells done, or begun and left, by other code or from other data than a run would use now.
 
+  So are cells that began from another run (--train.init_from) which has been trained anew since.
+
   data_fingerprint: of the data of all cells, or a function of a cell's config.
   Raises UserError naming a done.json that cannot be read.
   """
@@ -96,14 +99,20 @@ def stale(
     if made is None:
       continue
     data = data_fingerprint(cell.config) if callable(data_fingerprint) else data_fingerprint
-    if (made.get('code'), made.get('data')) != (code_digest(), data):
+    now = (code_digest(cell.config), data)
+    if (made.get('code'), made.get('data')) != now or retrained(cell.config, made.get('origin')):
       found.append(cell)
   return found
 
 
 def _begun(folder: Path) -> dict | None:
   """Code and data of what a cell that nobody runs has saved so far; None if there is nothing."""
-  provenance = read_json(folder / 'provenance.json', strict=False)
-  if not provenance or not any(folder.glob('checkpoints/[0-9]*')) or holder(folder):
+  record = provenance(folder)
+  if not record or not any(folder.glob('checkpoints/[0-9]*')) or holder(folder):
     return None
-  return {'code': provenance.get('code'), 'data': (provenance.get('data') or {}).get('fingerprint')}
+  data, origin = record.get('data') or {}, record.get('origin') or {}
+  return {
+    'code': record.get('code'),
+    'data': data.get('fingerprint'),
+    'origin': origin.get('identity'),
+  }

@@ -57,14 +57,17 @@ class Control:
     steps: int | None = None,
     loss: float | None = None,
     tokens_per_s: float | None = None,
+    spikes: int | None = None,
     phase: str | None = None,
   ) -> None:
     """Shows progress in heartbeat.json, at most twice a second and at each change of phase.
 
     What is left out stays as it was. loss: anything float() takes; read only when written.
+    spikes: steps so far whose loss jumped.
     """
     turn = phase is not None and phase != self._now['phase']
     given = dict(step=step, steps=steps, loss=loss, tokens_per_s=tokens_per_s, phase=phase)
+    given['spikes'] = spikes
     self._now.update({k: v for k, v in given.items() if v is not None})
     now = time.monotonic()
     if not turn and now - self._last < BEAT_SECONDS:
@@ -75,5 +78,5 @@ class Control:
 
 def _plain(values: dict) -> dict:
   """With numbers that JSON knows, whatever array library they came from."""
-  kinds = dict(step=int, steps=int, loss=float, tokens_per_s=float, phase=str)
+  kinds = dict(step=int, steps=int, loss=float, tokens_per_s=float, spikes=int, phase=str)
   return {k: v if v is None else kinds[k](v) for k, v in values.items()}

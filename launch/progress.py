@@ -84,7 +84,7 @@ class Display:
     self._estimate.finished(name)
     loss = _number('loss ', done.get('eval/loss'))
     rate = _rate(done.get('tokens_per_s'), ' tokens/s')
-    self._line(name, loss, rate, _duration(done.get('seconds')))
+    self._line(name, loss, rate, _duration(done.get('seconds')), _spikes(done, ' loss spikes'))
 
   def failed(self, name: str, failed: dict) -> None:
     """Says that a cell has failed, and of what."""
@@ -143,7 +143,7 @@ class Display:
     texts = [
       (
         f'{beat.get("step", 0)}/{beat["steps"]}' if beat.get('steps') else '',
-        _number('', beat.get('loss')),
+        _number('', beat.get('loss')) + _spikes(beat, '', ' '),
         _rate(beat.get('tokens_per_s'), '/s'),
         str(beat.get('phase', '')).ljust(_PHASE),
       )
@@ -179,6 +179,11 @@ def _shorten(text: str, room: int) -> str:
 
 def _number(label: str, value: float | None) -> str:
   return '' if value is None else f'{label}{value:.4f}'
+
+
+def _spikes(told: dict, unit: str, before: str = '') -> str:
+  """'↯3': steps whose loss jumped; nothing if there were none."""
+  return f'{before}↯{told["spikes"]}{unit}' if told.get('spikes') else ''
 
 
 def _rate(value: float | None, unit: str) -> str:

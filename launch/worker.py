@@ -24,6 +24,7 @@ from launch.control import Control, Stopping
 from launch.files import read_json, tail
 from transformer.config import Config
 from transformer.errors import UserError
+from transformer.provenance import library_digest
 
 STOPPED = os.EX_TEMPFAIL  # asked to stop: the same cells can be continued
 DISK = os.EX_IOERR  # the run folder takes no more: no use in going on
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None, run: Runner | None = None) -> int:
   faulthandler.enable()
   if args.core:
     os.sched_setaffinity(0, args.core)
-  code_digest()  # now: the files may be edited while we run
+  library_digest()  # now: the files may be edited while we run
   run = run or _train_run()
   try:
     for name in args.cells:
@@ -91,13 +92,13 @@ def _run_cell(folder: Path, run: Runner, stopping: Stopping, launch: str) -> boo
   try:
     with _output_to(folder / 'log.txt'):
       try:
-        control = Control(claim, stopping)
-        done = run(_config(folder), folder, control)
+        config = _config(folder)
+        done = run(config, folder, Control(claim, stopping))
       except Exception as e:
         if not isinstance(e, ClaimLost) and not _is_stop(e):
           traceback.print_exc()
         raise
-    claim.commit({**done, 'code': code_digest()})
+    claim.commit({**done, 'code': code_digest(config)})
   except ClaimLost:
     pass
   except Exception as e:

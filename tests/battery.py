@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from transformer import axes, count, spec
 from transformer.config import Config, resolve
 
 TINY = {
@@ -30,6 +33,29 @@ def tiny(**changes: object) -> Config:
   return resolve(Config().replace(**TINY | changes))
 
 
+def moved(declaration: type) -> Any:
+  """An instance of a variant with no argument at its default."""
+  return declaration(**{f.name: _another(f) for f in dataclasses.fields(declaration)})
+
+
+def _another(field: dataclasses.Field) -> Any:
+  """A value of an argument that is within its range and not its default."""
+  if field.metadata.get('colon'):
+    return 'a b/**: (x) "y"'
+  if field.metadata.get('slot'):
+    return 'prelu'  # it has a parameter, and product takes it
+  if field.type == 'bool':
+    return not field.default
+  high = field.metadata.get('high')
+  return field.default + 1 if high is None else type(field.default)((field.default or high) / 2)
+
+
+def texts(slot: str, name: str) -> list[str]:
+  """A variant as it is by default and, if it has arguments, with all of them moved."""
+  declaration = spec.variants(slot)[name]
+  return list(dict.fromkeys([name, spec.canonical(moved(declaration))]))
+
+
 def tokens(config: Config, seed: int = 0, padding: bool = False) -> np.ndarray:
   """A batch (B, T+1) of random ids with document starts (0) in it.
 
@@ -45,6 +71,22 @@ def tokens(config: Config, seed: int = 0, padding: bool = False) -> np.ndarray:
     batch[2, 2:] = -1
     batch[-(rows // 4) :] = -1
   return batch
+
+
+def weights(config: Config) -> dict:
+  """A nested tree of parameters near those a run begins at, with nothing at 0 or 1.
+
+  Drawn by NumPy: to initialise a model takes longer to compile than to run it.
+  """
+  rng, tree = np.random.default_rng(0), {}
+  for path, shape in count.shapes(config).items():
+    rule, letters = axes.param(path), axes.letters(path)
+    fan_in = prod(n for c, n in zip(letters, shape, strict=True) if c in rule.fan_in)
+    begin, size = (0.0, fan_in**-0.5) if rule.init == 'normal' else (rule.init, 0.2)
+    *owners, leaf = path.split('/')
+    node = functools.reduce(lambda node, name: node.setdefault(name, {}), owners, tree)
+    node[leaf] = np.float32(begin + size * rng.normal(size=shape))
+  return tree
 
 
 def jiggle(tree: Any, scale: float = 0.3, seed: int = 0) -> Any:
@@ -69,12 +111,24 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 def poke(tree: Any, path: str, amount: float = 0.5) -> Any:
   """A copy of a nested dictionary of arrays in which the first entry of one leaf is moved."""
+
+  def first(leaf: np.ndarray) -> np.ndarray:
+    leaf.flat[0] += amount
+    return leaf
+
+  return _changed(tree, path, first)
+
+
+def stir(tree: Any, path: str) -> Any:
+  """A copy in which noise is added to one leaf: no unit of a relu that is dead hides it."""
+  return _changed(tree, path, lambda leaf: jiggle(leaf, scale=0.5))
+
+
+def _changed(tree: Any, path: str, change: Callable[[np.ndarray], np.ndarray]) -> Any:
   head, _, rest = path.partition('/')
   if rest:
-    return tree | {head: poke(tree[head], rest, amount)}
-  leaf = np.array(tree[head])
-  leaf.flat[0] += amount
-  return tree | {head: leaf}
+    return tree | {head: _changed(tree[head], rest, change)}
+  return tree | {head: change(np.array(tree[head]))}
 
 
 def largest_difference(one: Any, other: Any) -> float:

@@ -16,16 +16,42 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # the partitioner's remarks 
 import pytest  # noqa: E402
 
 from tests import battery  # noqa: E402
+from transformer import plugin, spec  # noqa: E402
 from transformer.config import Config  # noqa: E402
+from transformer.errors import UserError  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  parser.addoption('--plugin', default='', help='your own file: run the batteries on its variants')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Before tests are collected, so that they are collected for the plugin's variants too."""
+  try:
+    plugin.load(config.option.plugin)
+  except UserError as e:
+    raise pytest.UsageError(str(e)) from None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-  """The whole product of variants runs only when asked for by -m exhaustive."""
-  if 'exhaustive' in config.option.markexpr:
-    return
-  left_out = [item for item in items if item.get_closest_marker('exhaustive')]
-  config.hook.pytest_deselected(items=left_out)
-  items[:] = [item for item in items if not item.get_closest_marker('exhaustive')]
+  """The whole product of variants runs only when asked for by -m exhaustive.
+
+  With --plugin only the tests of its variants run.
+  """
+
+  def wanted(item: pytest.Item) -> bool:
+    if item.get_closest_marker('exhaustive') and 'exhaustive' not in config.option.markexpr:
+      return False
+    return not config.option.plugin or not own.isdisjoint(_parameters(item))
+
+  own = {name for slot in spec.slots() for name in plugin.names(slot)}
+  config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+  items[:] = [item for item in items if wanted(item)]
+
+
+def _parameters(item: pytest.Item) -> list[str]:
+  callspec = getattr(item, 'callspec', None)
+  return [str(value) for value in callspec.params.values()] if callspec else []
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -9,7 +9,8 @@ import pytest
 
 from tests import battery, reference
 from transformer.attention import Attention
-from transformer.ops.attention import attention, causal_mask
+from transformer.ops.attention import attention, causal_mask, scores, soft_cap
+from transformer.positions import alibi
 
 B, T, N, H = 2, 6, 3, 4
 D = 10
@@ -19,18 +20,67 @@ SEGMENTS = np.array([[1, 1, 1, 2, 2, 3], [0, 1, 1, 1, 1, 1]])
 X = RNG.normal(size=(B, T, D)).astype(np.float32)
 
 
-def oracle(query, key, value, segments=SEGMENTS) -> np.ndarray:
+ALIBI = np.asarray(alibi(T, N))
+VARIANTS = {  # how attention is called: ours, the oracle
+  'plain': ({}, {}),
+  'biased': ({'bias_NTS': ALIBI}, {'bias': lambda n, distance: ALIBI[n, distance, 0]}),
+  'capped': ({'cap': 2.0}, {'largest': 2.0}),
+  'both': (
+    {'bias_NTS': ALIBI, 'cap': 2.0},
+    {'bias': lambda n, distance: ALIBI[n, distance, 0], 'largest': 2.0},
+  ),
+}
+
+
+def oracle(query, key, value, segments=SEGMENTS, **how) -> np.ndarray:
   rows = zip(*map(np.float64, (query, key, value)), segments, strict=True)
-  return np.stack([reference.attention(*row) for row in rows])
+  return np.stack([reference.attention(*row, **how) for row in rows])
 
 
-def test_against_loops_over_queries_and_keys():
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_against_loops_over_queries_and_keys(variant):
   mask = causal_mask(T, jnp.asarray(SEGMENTS))
-  got = attention(QUERY, KEY, VALUE, mask)
-  expected = oracle(QUERY, KEY, VALUE)
-  np.testing.assert_allclose(got, expected, atol=2e-6)
-  wrong = oracle(QUERY, KEY, VALUE, np.zeros_like(SEGMENTS))  # negative control: one document
-  assert np.max(np.abs(got - wrong)) > 0.1
+  ours, theirs = VARIANTS[variant]
+  got = attention(QUERY, KEY, VALUE, mask, **ours)
+  expected = oracle(QUERY, KEY, VALUE, **theirs)
+  np.testing.assert_allclose(got, expected, atol=3e-6)
+  wrong = [oracle(QUERY, KEY, VALUE, np.zeros_like(SEGMENTS), **theirs)]  # as one document
+  wrong += [oracle(QUERY, KEY, VALUE, **o) for name, (_, o) in VARIANTS.items() if name != variant]
+  assert all(np.max(np.abs(got - other)) > 0.02 for other in wrong)  # negative control
+
+
+@pytest.mark.parametrize(('heads', 'kv_heads'), [(6, 3), (6, 2), (6, 1), (4, 4)])
+def test_neighbouring_queries_share_a_key_and_value_head(heads, kv_heads):
+  """Query n looks at head n // (N/K), and not at n % K."""
+  query = RNG.normal(size=(B, T, heads, H)).astype(np.float32)
+  key, value = RNG.normal(size=(2, B, T, kv_heads, H)).astype(np.float32)
+  mask = causal_mask(T, jnp.asarray(SEGMENTS))
+  got = attention(query, key, value, mask)
+  np.testing.assert_allclose(got, oracle(query, key, value), atol=2e-6)
+  full = [np.repeat(x, heads // kv_heads, axis=2) for x in (key, value)]
+  np.testing.assert_allclose(got, attention(query, *full, mask), atol=1e-6)
+  tiled = [np.tile(x, (1, 1, heads // kv_heads, 1)) for x in (key, value)]
+  off = np.max(np.abs(got - attention(query, *tiled, mask)))
+  assert (off > 0.1) == (1 < kv_heads < heads)  # negative control
+
+
+def test_scores_by_hand():
+  """q·k = 3 · scale 2 = 6, capped at 4: 4 tanh(6/4) = 3.6205931; the bias comes after the cap."""
+  query, key = (jnp.full((1, 1, 1, 1), x) for x in (1.0, 3.0))
+  assert float(scores(query, key, 2.0)[0, 0, 0, 0]) == 6.0
+  assert float(scores(query, key, 2.0, cap=4.0)[0, 0, 0, 0]) == pytest.approx(3.6205931, rel=1e-6)
+  biased = scores(query, key, 2.0, jnp.full((1, 1, 1), -0.5), 4.0)
+  assert float(biased[0, 0, 0, 0]) == pytest.approx(3.1205931, rel=1e-6)
+  assert float(scores(query, key)[0, 0, 0, 0]) == 3.0  # 1/√H
+
+
+def test_soft_cap():
+  """Bounded, the identity near 0, and x itself at 0."""
+  x = jnp.array([-1e9, -5.0, -1e-3, 0.0, 1e-3, 5.0, 1e9])
+  assert soft_cap(x, 0.0) is x
+  capped = np.asarray(soft_cap(x, 5.0))
+  np.testing.assert_allclose(capped, 5 * np.tanh(np.float64(x) / 5), rtol=1e-6)
+  assert np.all(np.abs(capped) <= 5) and capped[2] == pytest.approx(-1e-3, rel=1e-5)
 
 
 def test_gradient_against_finite_differences():
@@ -88,24 +138,59 @@ def test_softmax_is_float32_under_bfloat16():
   np.testing.assert_allclose(np.asarray(got, np.float64), exact, atol=0.1)
 
 
-@pytest.mark.parametrize('bias', [False, True])
-@pytest.mark.parametrize('positions', ['rotary', 'rotary(base=50.0)', 'learned'])
-def test_module_against_loops(positions, bias):
-  module = Attention(N, H, positions, bias)
+MODULES = {  # settings of the module, and what they are to the oracle
+  'rotary': ({}, {'base': 1e4}),
+  'rotary, biased': ({'qkv_bias': True, 'out_bias': True}, {'base': 1e4}),
+  'rotary(base=50)': ({'positions': 'rotary(base=50.0)'}, {'base': 50.0}),
+  'none, biased queries': ({'positions': 'none', 'qkv_bias': True}, {}),
+  'normed, shared': ({'qk_norm': True, 'num_kv_heads': 1, 'qkv_bias': True}, {'base': 1e4}),
+  'capped': ({'positions': 'learned', 'cap': 1.5, 'qkv_bias': True}, {'largest': 1.5}),
+  'normed, no rotation': ({'positions': 'alibi', 'qk_norm': True, 'out_bias': True}, {}),
+}
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_module_against_loops(name):
+  settings, theirs = MODULES[name]
+  module = Attention(N, H, **settings)
   where = np.stack([reference.positions(row) for row in SEGMENTS])
   args = jnp.asarray(X), causal_mask(T, jnp.asarray(SEGMENTS)), jnp.asarray(where)
-  weights = battery.jiggle(module.init(jax.random.key(0), *args)['params'])
+  weights = battery.jiggle(jax.jit(module.init)(jax.random.key(0), *args)['params'])
   apply = jax.jit(lambda w: module.apply({'params': w}, *args))
-  base = {'rotary': 1e4, 'rotary(base=50.0)': 50.0, 'learned': None}[positions]
-  exact = {name: np.float64(leaf) for name, leaf in weights.items()}
   rows = zip(np.float64(X), SEGMENTS, strict=True)
-  expected = np.stack([reference.self_attention(exact, base, *row) for row in rows])
+  exact = jax.tree.map(np.float64, weights)
+  expected = np.stack([reference.self_attention(exact, *row, **theirs) for row in rows])
   np.testing.assert_allclose(apply(weights), expected, atol=3e-5)
-  for name in weights:
-    off = np.max(np.abs(apply(battery.poke(weights, name)) - expected))
-    # Without rotation a bias of the keys adds one number to all scores of a query: softmax
-    # does not see it. Everything else is seen.
-    assert (off > 1e-3) == (name != 'key_bias' or base is not None), name
+  assert settings.get('qkv_bias', False) == ('query_bias' in weights)
+  assert settings.get('out_bias', False) == ('out_bias' in weights)
+  for path in battery.flat(weights):
+    off = np.max(np.abs(apply(battery.poke(weights, path)) - expected))
+    # Without rotation and without a cap, a bias of the keys adds one number to all scores of a
+    # query: softmax does not see it. Everything else is seen.
+    assert (off > 1e-3) == (path != 'key_bias' or name != 'none, biased queries'), path
+
+
+@pytest.mark.parametrize('factor', [0.0, 0.5])
+def test_out_begins_at_its_factor(factor):
+  x, mask, where = jnp.asarray(X), causal_mask(T, None), jnp.arange(T)[None]
+  tree = [
+    Attention(N, H, out_init=f, num_layers=2).init(jax.random.key(0), x, mask, where)['params']
+    for f in (1.0, factor)
+  ]
+  for name in tree[0]:
+    scale = factor if name == 'out' else 1.0
+    np.testing.assert_allclose(tree[1][name], scale * tree[0][name], rtol=1e-6, err_msg=name)
+
+
+def test_queries_and_keys_are_normed_over_the_width_of_a_head():
+  """With qk_norm, scores stay below √H · |scale| however large the weights are."""
+  module = Attention(N, H, positions='none', qk_norm=True)
+  args = jnp.asarray(X), causal_mask(T, None), jnp.arange(T)[None]
+  weights = module.init(jax.random.key(0), *args)['params']
+  assert weights['query_norm']['scale'].shape == weights['key_norm']['scale'].shape == (H,)
+  large = weights | {name: 100 * weights[name] for name in ('query', 'key')}
+  one, other = (module.apply({'params': w}, *args) for w in (weights, large))
+  np.testing.assert_allclose(one, other, atol=1e-4)  # epsilon is all that differs
 
 
 @pytest.mark.parametrize('width', [8, 64])

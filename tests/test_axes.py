@@ -5,33 +5,58 @@ from __future__ import annotations
 import pytest
 
 from tests import battery
-from transformer import axes, count
+from transformer import axes, count, spec
 from transformer.config import PRESETS, Config, resolve
 from transformer.errors import UserError
 
-ODD = {
-  'model.norm': 'layernorm',
-  'model.bias': True,
-  'ffn.bias': True,
-  'ffn.activation': 'swiglu',
-  'model.positions': 'learned',
+ODD = {  # between them they have every kind of parameter
+  'gated': {
+    'model.norm': 'layernorm',
+    'model.bias': True,
+    'model.qk_norm': True,
+    'model.positions': 'learned',
+    'model.logits_bias': True,
+    'model.tied': False,
+    'ffn.bias': True,
+    'ffn.hidden_layers': 2,
+    'ffn.activation': 'product(prelu, prelu)',
+  },
+  'pattern': {'ffn.ratios': '1,2', 'model.num_kv_heads': 1, 'model.positions': 'relative'},
+  'shared': {'ffn.shared': True, 'ffn.activation': 'prelu', 'model.norm_placement': 'sandwich'},
 }
 
 
-@pytest.mark.parametrize('preset', [*PRESETS, 'odd'])
-def test_exactly_one_rule_for_every_parameter(preset):
-  config = resolve(Config().replace(**ODD if preset == 'odd' else PRESETS[preset]))
+@pytest.mark.parametrize('name', [*PRESETS, *ODD])
+def test_exactly_one_rule_for_every_parameter(name):
+  config = (
+    resolve(Config().replace(**PRESETS[name])) if name in PRESETS else battery.tiny(**ODD[name])
+  )
   for path, shape in count.shapes(config).items():
     rule = axes.param(path)  # raises unless one matches
     assert len(axes.letters(path)) == len(shape)
+    assert axes.letters(path).startswith('L') == path.startswith('layers')
     assert set(axes.letters(path)) <= set(axes.LETTERS)
     assert set(rule.fan_in) < set(rule.letters)
     assert rule.decay == (rule.init == 'normal')  # matrices decay; biases and scales do not
 
 
 def test_every_rule_is_used():
-  used = {id(axes.param(path)) for path in count.shapes(battery.tiny(**ODD))}
+  used = {
+    id(axes.param(path)) for odd in ODD.values() for path in count.shapes(battery.tiny(**odd))
+  }
   assert used == {id(rule) for rule in axes.PARAMS.values()}
+
+
+def test_an_activation_brings_the_rules_of_its_parameters(monkeypatch):
+  monkeypatch.setattr(axes, 'PARAMS', dict(axes.PARAMS))
+  monkeypatch.setitem(spec._DECLARED, 'ffn.activation', dict(spec.variants('ffn.activation')))
+  rule = axes.Param('F', init=2.0)
+  bent = spec.declare('ffn.activation', 'bent')(type('Bent', (), {'parameters': {'knee': rule}}))
+  for leaf in ('bent_knee', 'middle_bent_knee', 'gate_bent_knee', 'middle_up_bent_knee'):
+    assert axes.param(f'layers_2/ffn/{leaf}') is rule
+  assert axes.letters('layers_2/ffn/bent_knee') == 'LF'
+  assert axes.letters('ffn/bent_knee') == 'F'  # of one FFN for all layers
+  assert bent.variant == 'bent'
 
 
 @pytest.mark.parametrize('path', ['layers/ffn/Dense_0', 'embed', 'layers/ffn/up/kernel', ''])
@@ -57,6 +82,11 @@ def test_a_parameter_with_two_rules(monkeypatch):
     ('BTD', (4, 4, 16), {'data': 4, 'fsdp': 2}, False, (('data',), None, None)),
     ('BTD', (6, 4, 16), {'data': 4, 'fsdp': 2}, False, (('fsdp',), None, None)),
     ('BTF', (2, 4, 24), {'data': 2, 'tensor': 4}, False, (('data',), None, ('tensor',))),
+    ('LF', (2, 24), {'tensor': 4}, True, (None, ('tensor',))),  # a slope a unit
+    ('LFM', (2, 24, 24), {'fsdp': 2, 'tensor': 2}, True, (None, ('tensor',), None)),
+    ('LDKH', (2, 16, 2, 4), {'tensor': 2}, True, (None, None, ('tensor',), None)),
+    ('LDKH', (2, 16, 1, 4), {'tensor': 2}, True, (None, None, None, None)),  # one head for all
+    ('UN', (32, 4), {'fsdp': 2, 'tensor': 2}, True, (None, ('tensor',))),
     ('NN', (4, 4), {'tensor': 2}, True, (('tensor',), None)),  # an axis serves one dimension
     ('BTNH', (4, 4, 3, 8), {'tensor': 2}, False, (None, None, None, None)),
     ('', (), {'data': 2}, False, ()),

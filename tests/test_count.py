@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests import battery
+from tests import battery, pairwise
 from transformer import count, model, params, spec, step
-from transformer.config import PRESETS, Config, resolve
+from transformer.config import PRESETS, Config, resolve, widths
+from transformer.config.resolve import ratios
 from transformer.errors import UserError
 
 ACTIVATIONS = list(spec.variants('ffn.activation'))
@@ -34,7 +35,22 @@ SHAPES = {
   'one layer': {'model.num_layers': 1},
   'accumulated': {'train.accumulate': 4},
   'dropout, bfloat16': {'model.dropout': 0.1, 'model.dtype': 'bfloat16'},
+  'grouped heads, own parameters': {
+    'model.num_heads': 4,
+    'model.num_kv_heads': 2,
+    'model.qk_norm': True,
+    'model.attention_cap': 3.0,
+    'ffn.activation': 'product(leaky_relu(0.1), prelu)',
+    'model.positions': 'relative',
+    'model.tied': False,
+  },
+  'three layers': {'ffn.hidden_layers': 2, 'ffn.activation': 'prelu', 'ffn.bias': True},
+  'pattern': {'model.num_layers': 4, 'ffn.ratios': '1,1,2,0', 'model.norm_placement': 'sandwich'},
+  'shared': {'ffn.shared': True, 'model.parallel_branches': True, 'ffn.activation': 'swiglu'},
+  'no attention': {'model.num_heads': 0, 'model.positions': 'learned', 'model.norm': 'none'},
+  'no ffn': {'ffn.d_ff': 0, 'ffn.ratio': 0.0, 'model.norm_placement': 'post'},
 }
+ROWS, _ = pairwise.rows()
 
 
 def preset(name: str, **changes) -> Config:
@@ -45,9 +61,14 @@ def abstract(config: Config) -> dict:
   return jax.eval_shape(lambda: params.initialize(config, jax.random.key(0)))
 
 
-@pytest.mark.parametrize('name', SHAPES)
+def small(name: str | int) -> Config:
+  """One of SHAPES, or of the pairwise set."""
+  return battery.tiny(**SHAPES[name]) if name in SHAPES else pairwise.config_of(ROWS[name])
+
+
+@pytest.mark.parametrize('name', [*SHAPES, *range(len(ROWS))])
 def test_flops_are_the_products_of_the_forward_pass(name):
-  config = battery.tiny(**SHAPES[name])
+  config = small(name)
   tokens = jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_len), jnp.int32)
   forward = jax.make_jaxpr(lambda p, x: model.build(config).apply({'params': p}, x, x)[0])
   per_token = sum(count.flops_by_part(config).values())
@@ -92,24 +113,99 @@ def test_the_counter_itself():
     )
 
 
+BY_HAND = {'attention projections': 4096, 'attention scores': 1024, 'ffn': 3072, 'logits': 1024}
+
+
 def test_flops_by_hand():
   """d 16, 2 layers, 2 heads of 8, d_ff 24, vocabulary 32, 8 tokens; 2 FLOPs a multiply-add.
 
   Projections: 2 layers · 4 · 2·16·16 = 4096. Scores and mixing: 2 · 2 · 2·8·16 = 1024.
   FFN: 2 · 2 · 2·16·24 = 3072; gated: 4608. Logits: 2·16·32 = 1024.
   """
-  parts = {'attention projections': 4096, 'attention scores': 1024, 'ffn': 3072, 'logits': 1024}
-  assert count.flops_by_part(battery.tiny()) == parts
-  assert count.flops_by_part(battery.tiny(**SHAPES['gated'])) == parts | {'ffn': 4608}
+  assert count.flops_by_part(battery.tiny()) == BY_HAND
+  assert count.flops_by_part(battery.tiny(**SHAPES['gated'])) == BY_HAND | {'ffn': 4608}
   assert count.flops_per_token(battery.tiny()) == 3 * 9216
   config = battery.tiny(**{'train.steps': 10})
   assert count.train_tokens(config) == 10 * 8 * 8
   assert count.train_flops(config) == 640 * 3 * 9216
 
 
-@pytest.mark.parametrize('name', [*PRESETS, *SHAPES])
+@pytest.mark.parametrize(
+  ('changes', 'parts'),
+  [
+    # Keys and values of one head of two: 2 layers · 2·16·(16 + 8 + 8 + 16).
+    ({'model.num_kv_heads': 1}, {'attention projections': 3072}),
+    # Heads of 4, not 8: 2 · 4·2·16·8, and 2 · 2·2·8·8.
+    ({'model.head_dim': 4}, {'attention projections': 2048, 'attention scores': 512}),
+    # One more 24 → 24 a layer, two of them where it is gated: 3072 + 2·2·24·24.
+    ({'ffn.hidden_layers': 2}, {'ffn': 5376}),
+    ({'ffn.hidden_layers': 2, 'ffn.activation': 'glu'}, {'ffn': 4608 + 2 * 2304}),
+    # Widths 16 and 32, whose mean is 24, cost the same; with three layers 2·(16² + 32²) more.
+    ({'ffn.ratios': '1,2'}, {}),
+    ({'ffn.ratios': '1,2', 'ffn.hidden_layers': 2}, {'ffn': 3072 + 2 * (16**2 + 32**2)}),
+    ({'ffn.ratios': '0,1'}, {}),  # one FFN of 48
+    ({'ffn.shared': True}, {}),  # the same products, fewer parameters
+    ({'model.norm_placement': 'sandwich', 'model.qk_norm': True, 'model.tied': False}, {}),
+    ({'ffn.activation': 'prelu', 'model.positions': 'alibi', 'model.logit_cap': 1.0}, {}),
+    ({'ffn.d_ff': 0, 'ffn.ratio': 0.0}, {'ffn': 0}),
+    (
+      {'model.num_heads': 0, 'model.positions': 'none'},
+      {'attention projections': 0, 'attention scores': 0},
+    ),
+  ],
+)
+def test_flops_of_other_shapes_by_hand(changes, parts):
+  assert count.flops_by_part(battery.tiny(**changes)) == BY_HAND | parts
+
+
+@pytest.mark.parametrize(
+  ('changes', 'parts'),
+  [
+    ({}, {}),
+    ({'model.tied': False, 'model.logits_bias': True}, {'embedding': 2 * 512 + 32}),
+    ({'model.num_kv_heads': 1}, {'attention': 1536}),
+    ({'model.qkv_bias': True}, {'attention': 2048 + 2 * 3 * 16}),
+    ({'model.bias': True}, {'attention': 2048 + 2 * 4 * 16}),
+    ({'model.qk_norm': True}, {'norms': 80 + 2 * 2 * 8}),
+    ({'model.positions': 'relative(buckets=8)'}, {'embedding': 512 + 8 * 2}),
+    ({'model.positions': 'learned'}, {'embedding': 512 + 8 * 16}),
+    ({'model.norm_placement': 'post'}, {'norms': 64}),
+    ({'model.norm_placement': 'sandwich'}, {'norms': 144}),
+    ({'model.parallel_branches': True}, {'norms': 48}),
+    ({'model.norm': 'layernorm'}, {'norms': 160}),
+    ({'model.norm': 'none'}, {'norms': 0}),
+    ({'ffn.shared': True}, {'ffn': 768}),
+    ({'ffn.hidden_layers': 2, 'ffn.bias': True}, {'ffn': 1536 + 2 * (24 * 24 + 24 + 24 + 16)}),
+    ({'ffn.activation': 'prelu', 'ffn.hidden_layers': 2}, {'ffn': 1536 + 2 * (576 + 48)}),
+    ({'ffn.activation': 'product(prelu, prelu)'}, {'ffn': 2304 + 2 * 48}),
+    ({'ffn.ratios': '0,3'}, {'norms': 64}),  # one FFN of 48, and its norm
+  ],
+)
+def test_parameters_by_hand(changes, parts):
+  """d 16, 2 layers, 2 heads of 8, d_ff 24, vocabulary 32, 8 tokens.
+
+  32·16; 2 layers · 4·16·16; 2 · 2·16·24; 5 norms of 16.
+  """
+  expected = {'embedding': 512, 'attention': 2048, 'ffn': 1536, 'norms': 80}
+  assert count.params_by_part(battery.tiny(**changes)) == expected | parts
+
+
+def test_groups_are_runs_of_equal_layers():
+  config = battery.tiny(**{'model.num_layers': 6, 'ffn.ratios': '1,1,2,0,1,1'})
+  assert widths(config) == [24, 24, 48, 0, 24, 24]
+  assert count.groups(config) == [
+    count.Group('layers_0', 0, 2, 24),
+    count.Group('layers_2', 2, 1, 48),
+    count.Group('layers_3', 3, 1, 0),
+    count.Group('layers_4', 4, 2, 24),
+  ]
+  even = battery.tiny(**{'ffn.ratios': '3,3'})
+  assert count.groups(even) == [count.Group('layers', 0, 2, 24)]
+
+
+@pytest.mark.parametrize('name', [*PRESETS, *SHAPES, *range(len(ROWS))])
 def test_parameters_equal_the_tree(name):
-  config = preset(name) if name in PRESETS else battery.tiny(**SHAPES[name])
+  config = preset(name) if name in PRESETS else small(name)
   leaves = jax.tree_util.tree_flatten_with_path(abstract(config))[0]
   tree = {params.path_of(path): leaf.shape for path, leaf in leaves}
   assert count.shapes(config) == tree
@@ -142,11 +238,13 @@ def test_the_pilot_is_equal_at_every_activation(activation, budget):
   target = count.BUDGETS[budget](relu)
   asked = preset('pilot', **{'ffn.activation': activation})
   matched = count.match_d_ff(asked, target, budget)
-  gated = spec.variants('ffn.activation')[activation].gated
-  assert matched.ffn.d_ff == (256 if gated else 384)
+  declared = spec.parse('ffn.activation', activation)
+  assert abs(count.BUDGETS[budget](matched) / target - 1) < 0.001
   assert matched.ffn.ratio == matched.ffn.d_ff / 96
-  assert count.params(matched) == 319_968
-  assert count.flops_per_token(matched) == count.flops_per_token(relu)
+  if not declared.leaves:  # what has parameters of its own has a little less d_ff
+    assert matched.ffn.d_ff == {1: 384, 2: 256}[len(declared.inputs)]
+    assert count.params(matched) == 319_968
+    assert count.flops_per_token(matched) == count.flops_per_token(relu)
 
 
 @pytest.mark.parametrize('budget', count.BUDGETS)
@@ -166,33 +264,99 @@ def test_match_d_ff_is_within_half_a_unit(budget, multiple_of, d_ff):
   assert resolve(matched) == matched
 
 
+BRUTE = {  # what d_ff is solved for
+  'prelu': {'ffn.activation': 'prelu', 'ffn.bias': True},
+  'three layers': {'ffn.hidden_layers': 2, 'ffn.activation': 'swiglu'},  # grows with the square
+  'shared': {'ffn.shared': True},
+  'pattern': {'model.num_layers': 4, 'ffn.ratios': '1,3,0,2'},
+  'ramp, in fours': {'model.num_layers': 3, 'ffn.ratios': 'ramp(1,4)', 'ffn.multiple_of': 4},
+}
+
+
+@pytest.mark.parametrize('budget', count.BUDGETS)
+@pytest.mark.parametrize('name', BRUTE)
+def test_match_d_ff_is_the_nearest_of_all(name, budget):
+  config, cost = battery.tiny(**BRUTE[name]), count.BUDGETS[budget]
+  step, pattern = config.ffn.multiple_of, ratios(config)
+  all_costs = [cost(resolve(config.replace(**{'ffn.d_ff': n * step}))) for n in range(1, 60)]
+  for target in range(all_costs[2], all_costs[-3], (all_costs[-1] - all_costs[0]) // 25):
+    matched = count.match_d_ff(config, target, budget)
+    assert abs(cost(matched) - target) == min(abs(c - target) for c in all_costs)
+    if config.ffn.ratios:  # all layers scale together
+      ideal = [r * matched.ffn.d_ff * len(pattern) / sum(pattern) for r in pattern]
+      assert widths(matched) == pytest.approx(ideal, abs=step / 2)
+
+
+@pytest.mark.parametrize('budget', count.BUDGETS)
+@pytest.mark.parametrize('text', ['', '2,4', 'ramp(1,3)'])
+def test_match_depth_takes_the_nearest_number_of_layers(text, budget):
+  cost, asked = count.BUDGETS[budget], preset('pilot', **{'ffn.ratios': text})
+  asked = asked.replace(**{'ffn.d_ff': 0})
+  step = 2 if text == '2,4' else 1
+  costs = {
+    n: cost(resolve(asked.replace(**{'model.num_layers': n}))) for n in range(step, 16, step)
+  }
+  for target in (costs[4], (costs[4] + 3 * costs[6]) // 4, costs[10] + 1):
+    matched = count.match_depth(asked, target, budget)
+    assert matched.model.num_layers == min(costs, key=lambda n: abs(costs[n] - target))
+    assert abs(cost(matched) / target - 1) <= 0.004
+
+
 @pytest.mark.parametrize('budget', count.BUDGETS)
 @pytest.mark.parametrize('ratio', [0.25, 1.0, 4.0, 16.0])
 @pytest.mark.parametrize('activation', ['relu', 'geglu'])
 def test_match_width_meets_the_budget_and_nearly_the_ratio(budget, ratio, activation):
   cost, base = count.BUDGETS[budget], preset('pilot')
   target = cost(base)
-  asked = base.replace(**{'ffn.activation': activation})
-  matched = count.match_width(asked, ratio, target, budget)
+  asked = base.replace(**{'ffn.activation': activation, 'ffn.ratio': ratio, 'ffn.d_ff': 0})
+  matched = count.match_width(asked, target, budget)
   unit = cost(matched.replace(**{'ffn.d_ff': matched.ffn.d_ff + 1})) - cost(matched)
   assert abs(cost(matched) - target) <= unit / 2
-  # d_model moves in steps of 2 · heads = 6: d_ff takes what half a step of it leaves over.
-  neighbours = [
-    cost(
-      resolve(matched.replace(**{'model.d_model': matched.model.d_model + d, 'model.head_dim': 0}))
-    )
-    for d in (-6, 6)
-  ]
-  slack = (neighbours[1] - neighbours[0]) / 2 / unit
-  assert abs(matched.ffn.d_ff - ratio * matched.model.d_model) <= slack
-  assert matched.model.head_dim * matched.model.num_heads == matched.model.d_model
-  assert matched.model.head_dim % 2 == 0
+  assert matched.ffn.d_ff == pytest.approx(ratio * matched.model.d_model, rel=0.05, abs=2)
+  model = matched.model
+  assert (model.num_heads, model.head_dim % 2, model.d_model % 2) == (3, 0, 0)
+  assert abs(model.num_heads * model.head_dim - model.d_model) <= 8
   assert resolve(matched) == matched
+
+
+@pytest.mark.parametrize('budget', count.BUDGETS)
+def test_match_width_without_an_ffn_and_with_a_pattern(budget):
+  cost, base = count.BUDGETS[budget], preset('pilot', **{'model.num_layers': 4})
+  target = cost(base)
+  bare = count.match_width(base.replace(**{'ffn.ratio': 0.0, 'ffn.d_ff': 0}), target, budget)
+  assert abs(cost(bare) / target - 1) <= 0.004
+  assert bare.ffn.d_ff == 0
+  pattern = base.replace(**{'ffn.ratios': '2,4,8,4', 'ffn.d_ff': 0})
+  found = count.match_width(pattern, target, budget)
+  assert abs(cost(found) / target - 1) <= 0.004
+  assert [w / found.model.d_model for w in widths(found)] == pytest.approx([2, 4, 8, 4], rel=0.04)
+
+
+@pytest.mark.parametrize('budget', count.BUDGETS)
+@pytest.mark.parametrize('ratio, layers', [(0.0, 18), (0.25, 16), (1.0, 12), (4.0, 6), (16.0, 2)])
+def test_match_depth_meets_the_budget_at_the_ratio(budget, ratio, layers):
+  cost, base = count.BUDGETS[budget], preset('bench')
+  asked = base.replace(**{'ffn.ratio': ratio, 'ffn.d_ff': 0})
+  matched = count.match_depth(asked, cost(base), budget)
+  assert abs(cost(matched) / cost(base) - 1) <= 0.004
+  assert matched.ffn.ratio == pytest.approx(ratio, rel=0.05)
+  assert matched.model.d_model == pytest.approx(256, rel=0.06)
+  if budget == 'params':
+    assert matched.model.num_layers == layers
+
+
+@pytest.mark.parametrize('layers, heads, kv', [(1, 8, 4), (6, 4, 2), (12, 4, 2)])
+def test_match_width_with_heads_of_a_width_keeps_groups_of_queries(layers, heads, kv):
+  base = preset('bench', **{'model.num_kv_heads': 2})
+  asked = base.replace(**{'model.num_layers': layers, 'ffn.d_ff': 0})
+  model = count.match_width(asked, count.params(base), 'params', head_dim=64).model
+  assert (model.num_heads, model.num_kv_heads) == (heads, kv)
+  assert model.head_dim == pytest.approx(64, rel=0.25)
 
 
 def test_match_width_finds_the_shape_it_came_from():
   base = preset('bench')
-  matched = count.match_width(base, 4.0, count.params(base), 'params')
+  matched = count.match_width(base.replace(**{'ffn.d_ff': 0}), count.params(base), 'params')
   assert (matched.model.d_model, matched.ffn.d_ff) == (256, 1024)
 
 
@@ -204,5 +368,22 @@ def test_budgets_too_small():
     '--match=params: swiglu at d_model=16 is over the budget of 1,000 even with d_ff=8'
   )
   with pytest.raises(UserError) as e:
-    count.match_width(config, 16.0, 100, 'flops')
-  assert str(e.value) == '--match=flops: ratio 16.0 is over the budget of 100'
+    count.match_width(config.replace(**{'ffn.d_ff': 0, 'ffn.ratio': 16.0}), 10, 'flops')
+  assert str(e.value) == '--match=flops: ratio 16 is over the budget of 10'
+  with pytest.raises(UserError) as e:
+    count.match_depth(config, 100, 'params')
+  assert str(e.value) == '--match=params: one layer is over the budget of 100'
+  with pytest.raises(UserError) as e:
+    count.match_depth(battery.tiny(**{'ffn.ratios': '2,4'}), 100, 'params')
+  assert str(e.value) == '--match=params: 2 layers are over the budget of 100'
+
+
+def test_depth_that_costs_nothing():
+  bare = {'ffn.shared': True, 'model.num_heads': 0, 'model.positions': 'none'}
+  config = battery.tiny(**bare, **{'model.norm': 'none'})
+  with pytest.raises(UserError) as e:
+    count.match_depth(config, 10_000, 'params')
+  assert str(e.value) == (
+    '--match=params: more layers cost nothing where all share their parameters'
+  )
+  assert count.match_depth(config, 10_000, 'flops').model.num_layers > 1

@@ -17,9 +17,13 @@ PARAMS = jax.tree.map(lambda x: 1.5 * x, params.initialize(CONFIG, jax.random.ke
 PROMPT = np.array([0, 3, 7])
 
 
+@jax.jit
+def logits_of(tokens: np.ndarray) -> jax.Array:
+  return model.build(CONFIG).apply({'params': PARAMS}, tokens)[0]
+
+
 def last_logits(tokens: list[int]) -> np.ndarray:
-  logits_BTV, _ = model.build(CONFIG).apply({'params': PARAMS}, np.array([tokens], np.int32))
-  return np.asarray(logits_BTV[0, -1])
+  return np.asarray(logits_of(np.array([tokens], np.int32))[0, -1])
 
 
 def greedily(steps: int) -> list[int]:

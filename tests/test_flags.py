@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import ROOT, TINY, environment, flags, run
+from transformer import spec
 from transformer.config import SECTIONS, SETTINGS
 
 SCRIPTS = sorted(
@@ -66,8 +67,16 @@ def test_help_has_every_section_and_setting(script: str) -> None:
     assert f'\n{section}: ' in text
   for path in SETTINGS:
     assert f'\n  --{path}=' in text
-  assert 'relu | gelu | silu | relu2 | geglu | swiglu | identity' in text
+  assert 'relu | gelu | gelu_tanh | silu | relu2 | leaky_relu(slope=0.01)' in ' '.join(text.split())
   assert '--preset=                       named settings: pilot, bench, gpt2' in text
+  assert max(map(len, text.splitlines())) <= 100
+
+
+def test_help_shows_how_each_variant_is_written() -> None:
+  words = f' {" ".join(run("experiments.train", "--help").stdout.split())} '
+  for slot in spec.slots():
+    for declaration in spec.variants(slot).values():
+      assert f' {spec.usage(declaration)} ' in words
 
 
 def test_help_into_a_closed_pipe_is_quiet() -> None:
@@ -131,6 +140,12 @@ MISTAKES = {
     '--model.positions=rotary(base=: expected name or name(argument=value), with literal values'
   ),
   '--data.source=text': '--data.source=text: text needs glob, as in text:GLOB',
+  '--ffn.activation=product(silu, gelo)': (
+    "--ffn.activation=gelo: no variant 'gelo'; did you mean gelu?"
+  ),
+  '--ffn.activation=product(swiglu)': (
+    '--ffn.activation: product takes plain activations, not swiglu'
+  ),
   # Types and ranges.
   '--model.d_model=wide': (
     "flag --model.d_model=wide: invalid literal for int() with base 10: 'wide'"
@@ -153,6 +168,12 @@ MISTAKES = {
     'choose a divisor or set --model.head_dim'
   ),
   '--model.head_dim=3': '--model.positions=rotary: needs an even head width, not 3',
+  '--model.num_kv_heads=3': '--model.num_kv_heads=3: does not divide --model.num_heads=2',
+  '--ffn.ratios=2,x': ("--ffn.ratios=2,x: should be numbers from 0 on, '2,4,8,4' or 'ramp(2,6)'"),
+  '--model.num_heads=0': (
+    '--model.positions=rotary: acts in attention, and --model.num_heads=0 has none; '
+    'try sinusoidal, learned or none'
+  ),
   '--train.accumulate=3': '--data.batch_size=4: not divisible by --train.accumulate=3',
   # Words that are no flags.
   'relu': "'relu' is not a flag; settings are given as --name=value",
@@ -186,12 +207,12 @@ def test_a_mistaken_comparison_is_one_line(wrong: str, tmp_path: Path) -> None:
 
 
 WIDTHS = {
-  '--vary=4,wide': '--vary=wide: a ratio is a number above 0, as in --vary=1,2,4,8',
-  '--vary=4,-1': '--vary=-1: a ratio is a number above 0, as in --vary=1,2,4,8',
-  '--vary=4,nan': '--vary=nan: a ratio is a number above 0, as in --vary=1,2,4,8',
+  '--vary=4,wide': "--ffn.ratios=wide: should be numbers from 0 on, '2,4,8,4' or 'ramp(2,6)'",
+  '--vary=4,-1': '--ffn.ratio: -1.0 is below the least allowed, 0.0',
+  '--vary=4,nan': '--ffn.ratio: nan is not a number to run with',
   '--ffn.d_ff=64': '--ffn.d_ff: is what this experiment varies; use --vary with ratios',
   '--baseline=x': '--baseline=x: is not among --vary=0.25,1,2,4,8,16',
-  '--vary=4,10000': '--match=params: ratio 10000.0 is over the budget of 3,632',
+  '--vary=4,10000': '--match=params: ratio 10000 is over the budget of 3,632',
 }
 
 

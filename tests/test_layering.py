@@ -17,11 +17,13 @@ FILES = sorted(
 )
 # The first part of a name below `transformer.` -> layer; whatever is not listed is L3, the host.
 LAYERS = {
-  **dict.fromkeys(('errors', 'spec', 'axes', 'config', 'count', 'flags'), 0),
+  **dict.fromkeys(
+    ('errors', 'spec', 'axes', 'config', 'count', 'flags', 'parametrization', 'plugin', 'runs'), 0
+  ),
   **dict.fromkeys(
     ('activations', 'layers', 'positions', 'attention', 'ffn', 'params', 'model', 'ops'), 1
   ),
-  **dict.fromkeys(('loss', 'optimizer', 'state', 'step', 'parallel', 'population'), 2),
+  **dict.fromkeys(('loss', 'optimizer', 'schedules', 'state', 'step', 'parallel', 'population'), 2),
 }
 HOST, LAUNCH, EXPERIMENTS, TESTS = 3, 3, 4, 5
 
@@ -75,7 +77,7 @@ def test_imports_go_down(path):
 @pytest.mark.parametrize('path', [p for p in FILES if p.parts[0] == 'launch'], ids=str)
 def test_launch_is_light(path):
   """Of the library it knows L0 and where code comes from; the trainer only inside functions."""
-  allowed = {'transformer.provenance.code_digest'}
+  allowed = {f'transformer.provenance.{name}' for name in ('code_digest', 'library_digest')}
   for name in imports(path, everywhere=False):
     if name.startswith('transformer') and layer(name) > 0:
       assert name in allowed, f'{path} imports {name}'

@@ -1,4 +1,4 @@
-"""Norms, dropout by row, and activations left alone where there is no mesh."""
+"""Norms, noise by row, and activations left alone where there is no mesh."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import pytest
 
 from tests import battery, reference
 from transformer import spec
-from transformer.layers import Norm, dropout, shard
+from transformer.layers import Norm, drop_branch, dropout, shard
 
-KINDS = [*spec.variants('model.norm'), 'rmsnorm(epsilon=0.5)', 'layernorm(epsilon=0.5)']
+KINDS = [
+  *(name for name in spec.variants('model.norm') if name != 'none'),
+  *('rmsnorm(epsilon=0.5)', 'layernorm(epsilon=0.5)', 'layernorm(bias=False)'),
+]
 X = (3 + 2 * np.random.default_rng(0).normal(size=(2, 3, 8))).astype(np.float32)
 
 
@@ -20,7 +23,9 @@ def test_norm_against_the_formula(kind):
   norm = Norm(kind)
   fresh = norm.init(jax.random.key(0), X)['params']
   assert all(np.all(leaf == (name == 'scale')) for name, leaf in fresh.items())
-  assert ('bias' in fresh) == kind.startswith('layernorm')
+  leaves = spec.parse('model.norm', kind).leaves
+  assert set(fresh) == set(leaves)
+  assert ('bias' in leaves) == (kind.startswith('layernorm') and 'bias=False' not in kind)
   weights = battery.jiggle(fresh)
   exact = {name: np.float64(leaf) for name, leaf in weights.items()}
   expected = np.stack([reference.norm(exact, kind, np.float64(row)) for row in X])
@@ -37,6 +42,12 @@ def test_norms_by_hand():
     norm = Norm(kind)
     got = norm.apply(norm.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(np.ravel(got), expected, rtol=1e-6)
+
+
+def test_no_norm_is_x_itself():
+  x = jnp.asarray(X)
+  assert Norm('none').init(jax.random.key(0), x) == {}
+  assert Norm('none').apply({}, x) is x
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -78,6 +89,34 @@ class TestDropout:
 
   def test_type_is_kept(self):
     assert dropout(self.x.astype(jnp.bfloat16), keys(4), 0.2, site=0).dtype == jnp.bfloat16
+
+
+class TestStochasticDepth:
+  x = jnp.ones((4096, 1, 2))
+
+  def test_share_and_scale(self):
+    """Whole rows are zeroed, and the rest is scaled to keep the mean."""
+    y = np.asarray(drop_branch(self.x, keys(4096), 0.2, site=3))
+    np.testing.assert_allclose(np.unique(y), [0, 1.25])
+    assert np.all(y == y[:, :1, :1])
+    # 4096 draws: a deviation of the share is √(.2 · .8 / 4096) = .006
+    assert np.mean(y == 0) == pytest.approx(0.2, abs=0.025)
+
+  def test_evaluating_changes_nothing_and_rate_0_no_value(self):
+    assert drop_branch(self.x, None, 0.2, site=3) is self.x
+    assert np.array_equal(drop_branch(self.x, keys(4096), 0.0, site=3), self.x)
+
+  def test_noise_belongs_to_the_row_and_the_site(self):
+    x = self.x[:64]
+    y = np.asarray(drop_branch(x, keys(64), 0.5, site=3))
+    assert np.array_equal(drop_branch(x[40:], keys(64, first=40), 0.5, site=3), y[40:])
+    assert not np.array_equal(y, drop_branch(x, keys(64), 0.5, site=4))
+
+  def test_a_traced_rate_and_its_own_type(self):
+    x = self.x[:64].astype(jnp.bfloat16)
+    traced = jax.jit(lambda rate: drop_branch(x, keys(64), rate, site=3))
+    assert traced(0.5).dtype == jnp.bfloat16
+    assert np.array_equal(traced(0.5), drop_branch(x, keys(64), 0.5, site=3))
 
 
 def test_shard_without_a_mesh_does_nothing():

@@ -31,12 +31,44 @@ SETTINGS = {
   'optim.learning_rate': 0.01,
   'optim.name': 'adamw(eps=1e-5)',
 }
-TOLERANCE = 1e-5  # of parameters of size 1, float32: only the order of sums differs
+CELLS = {  # other models, on fewer layouts
+  'swiglu': {},
+  'many': {
+    'model.num_layers': 3,
+    'model.num_heads': 4,
+    'model.num_kv_heads': 2,
+    'model.qk_norm': True,
+    'model.qkv_bias': True,
+    'model.positions': 'relative(buckets=5, max_distance=6)',
+    'model.norm_placement': 'sandwich',
+    'model.stochastic_depth': 0.3,
+    'model.tied': False,
+    'ffn.activation': 'prelu',
+    'ffn.ratios': '1,1,2',
+    'ffn.dropout': 0.2,
+    'ffn.bias': True,
+  },
+  'shared': {
+    'model.num_heads': 4,
+    'model.num_kv_heads': 1,
+    'model.positions': 'alibi',
+    'model.norm_placement': 'post',
+    'model.parallel_branches': True,
+    'ffn.activation': 'product(leaky_relu(0.1), prelu)',
+    'ffn.shared': True,
+    'ffn.hidden_layers': 2,
+    'ffn.dropout': 0.2,
+  },
+}
+TENSOR = 'data:2,fsdp:2,tensor:2'
+RUNS = [(layout, 'swiglu') for layout in ('pmap', 'data:8', TENSOR, 'fsdp:8')]
+RUNS += [(TENSOR, 'many'), (TENSOR, 'shared'), ('pmap', 'shared')]
+TOLERANCE = 2e-5  # of parameters of size 1, float32: only the order of sums differs
 STEPS = 4
 
 
-def config_of(layout: str) -> Config:
-  return battery.tiny(**SETTINGS | LAYOUTS.get(layout, {}))
+def config_of(layout: str, cell: str = 'swiglu') -> Config:
+  return battery.tiny(**SETTINGS | CELLS[cell] | LAYOUTS.get(layout, {}))
 
 
 def batches(config: Config) -> list[np.ndarray]:
@@ -46,10 +78,11 @@ def batches(config: Config) -> list[np.ndarray]:
 class Run:
   """Four steps and an evaluation on one layout; what is compared, and the live state."""
 
-  def __init__(self, layout: str):
-    self.config = config_of(layout)
+  def __init__(self, layout: str, cell: str):
+    self.config = config_of(layout, cell)
     self.program = Program(self.config)
     self.state = self.program.init(self.config)
+    self.begun = jax.device_get(self.program.executor.fetch(self.state).params)
     self.metrics, self.compiled = [], []
     for tokens in batches(self.config):
       with battery.compilations() as seconds:
@@ -62,13 +95,70 @@ class Run:
 
 
 @functools.cache
-def run(layout: str) -> Run:
-  return Run(layout)
+def run(layout: str, cell: str = 'swiglu') -> Run:
+  return Run(layout, cell)
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_agrees_with_one_device(layout):
-  one, got = run('data:1'), run(layout)
+SHARDS = {  # of arrays (32, 16), (2, 16, 2, 8), … by the letters: D over fsdp, N K F V over tensor
+  (TENSOR, 'swiglu'): {
+    'embed/table': (16, 8),
+    'layers/attention/query': (2, 8, 1, 8),
+    'layers/attention/out': (2, 1, 8, 8),
+    'layers/attention_norm/scale': (2, 8),
+    'layers/ffn/up': (2, 8, 12),
+    'layers/ffn/gate': (2, 8, 12),
+    'layers/ffn/down': (2, 12, 8),
+    'final_norm/scale': (8,),
+  },
+  ('fsdp:8', 'swiglu'): {
+    'embed/table': (32, 2),
+    'layers/attention/query': (2, 2, 2, 8),
+    'layers/attention/out': (2, 2, 8, 2),
+    'layers/ffn/up': (2, 2, 24),
+    'layers/ffn/down': (2, 24, 2),
+    'final_norm/scale': (2,),
+  },
+  ('data:8', 'swiglu'): {'embed/table': (32, 16), 'layers/ffn/up': (2, 16, 24)},
+  (TENSOR, 'many'): {  # (2, 16, 2, 4), (1, 16, 48), …
+    'layers_0/attention/key': (2, 8, 1, 4),
+    'layers_2/attention/query': (1, 8, 2, 4),
+    'layers_0/attention/value_bias': (2, 1, 4),
+    'layers_0/attention/query_norm/scale': (2, 4),
+    'layers_0/ffn/up': (2, 8, 9),
+    'layers_2/ffn/up': (1, 8, 18),
+    'layers_0/ffn/prelu_slope': (2, 9),
+    'layers_2/ffn/prelu_slope': (1, 18),
+    'layers_2/ffn/up_bias': (1, 18),
+    'positions/bias': (5, 2),
+    'unembed/table': (16, 8),
+  },
+  (TENSOR, 'shared'): {  # one head of keys is on all devices; one FFN for all has no letter L
+    'layers/attention/key': (2, 8, 1, 4),
+    'layers/attention/query': (2, 8, 2, 4),
+    'ffn/up': (8, 12),
+    'ffn/middle_gate': (12, 24),
+    'ffn/up_prelu_slope': (12,),
+    'ffn/middle_up_prelu_slope': (12,),
+    'ffn/down': (12, 8),
+  },
+}
+
+
+@pytest.mark.parametrize(('layout', 'cell'), RUNS)
+def test_agrees_with_one_device(layout, cell):
+  """In its results; it compiles once, lies as the letters say, and survives a checkpoint."""
+  one, got = run('data:1', cell), run(layout, cell)
+  assert_same_results(got, one)
+  for found in (got, one):
+    assert found.compiled[1:] == [0] * (STEPS - 1)
+  if (layout, cell) in SHARDS:
+    assert_shards(got, SHARDS[layout, cell])
+  if layout == 'pmap':
+    assert_replicas_are_the_same(got)
+  assert_goes_to_the_host_and_back(got)
+
+
+def assert_same_results(got: Run, one: Run) -> None:
   assert battery.largest_difference(got.fetched.params, one.fetched.params) < TOLERANCE
   assert battery.largest_difference(got.fetched.opt_state, one.fetched.opt_state) < TOLERANCE
   for ours, theirs in zip(got.metrics, one.metrics, strict=True):
@@ -77,10 +167,40 @@ def test_agrees_with_one_device(layout):
       np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
   np.testing.assert_allclose(got.evaluated, one.evaluated, rtol=1e-5)
   assert int(got.fetched.step) == STEPS and int(got.fetched.skipped) == 0
-  moved = battery.largest_difference(
-    one.fetched.params, jax.device_get(one.program.init(one.config).params)
-  )
-  assert moved > 1000 * TOLERANCE  # there was something to agree about
+  begun, ended = (battery.flat(p) for p in (one.begun, one.fetched.params))
+  for path in begun:  # there was something to agree about
+    assert np.max(np.abs(ended[path] - begun[path])) > 100 * TOLERANCE, path
+
+
+def assert_shards(found: Run, shards: dict[str, tuple]) -> None:
+  """After training as before it: each device holds its share and no more, of moments as well."""
+  for current in (found.state, found.program.init(found.config)):
+    leaves = jax.tree_util.tree_flatten_with_path(current)[0]
+    by_path = {parallel.path_of(key_path): leaf for key_path, leaf in leaves}
+    for end, shape in shards.items():
+      same = [leaf for path, leaf in by_path.items() if f'/{path}'.endswith(f'/{end}')]
+      assert len(same) == 3, end  # itself and two moments
+      for leaf in same:
+        assert {s.data.shape for s in leaf.addressable_shards} == {shape}, end
+        assert len(leaf.addressable_shards) == 8
+    for path, leaf in by_path.items():
+      if path.startswith(('step', 'key', 'hyper', 'bad_steps', 'skipped')):
+        assert leaf.sharding.is_fully_replicated, path
+
+
+def assert_replicas_are_the_same(found: Run) -> None:
+  for path, leaf in battery.flat(found.state).items():
+    assert leaf.shape[0] == 8
+    assert all(np.array_equal(leaf[0], other) for other in leaf[1:]), path
+
+
+def assert_goes_to_the_host_and_back(found: Run) -> None:
+  """As a checkpoint does it: the same bits, and the next step compiles nothing."""
+  placed = found.program.executor.place(found.fetched)
+  assert battery.same_bits(found.program.executor.fetch(placed), found.fetched)
+  with battery.compilations() as seconds:
+    found.program.train_step(placed, found.program.put(batches(found.config)[0]))
+  assert seconds == []
 
 
 def no_sum(tree):
@@ -107,74 +227,11 @@ def test_a_wrong_reduction_would_be_seen(wrong):
   assert battery.largest_difference(got.params, run('data:1').fetched.params) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize('layout', ['data:1', *LAYOUTS])
-def test_only_the_first_step_compiles(layout):
-  assert run(layout).compiled[1:] == [0] * (STEPS - 1)
-
-
-SHARDS = {  # of arrays (32, 16), (2, 16, 2, 8), … by the letters: D over fsdp, N F V over tensor
-  'data:2,fsdp:2,tensor:2': {
-    'embed/table': (16, 8),
-    'layers/attention/query': (2, 8, 1, 8),
-    'layers/attention/out': (2, 1, 8, 8),
-    'layers/attention_norm/scale': (2, 8),
-    'layers/ffn/up': (2, 8, 12),
-    'layers/ffn/gate': (2, 8, 12),
-    'layers/ffn/down': (2, 12, 8),
-    'final_norm/scale': (8,),
-  },
-  'fsdp:8': {
-    'embed/table': (32, 2),
-    'layers/attention/query': (2, 2, 2, 8),
-    'layers/attention/out': (2, 2, 8, 2),
-    'layers/ffn/up': (2, 2, 24),
-    'layers/ffn/down': (2, 24, 2),
-    'final_norm/scale': (2,),
-  },
-  'data:8': {'embed/table': (32, 16), 'layers/ffn/up': (2, 16, 24)},
-}
-
-
-@pytest.mark.parametrize('layout', SHARDS)
-def test_parameters_and_moments_lie_as_the_letters_say(layout):
-  """After training as before it: each device holds its share and no more."""
-  found = run(layout)
-  for current in (found.state, found.program.init(found.config)):
-    leaves = jax.tree_util.tree_flatten_with_path(current)[0]
-    for key_path, leaf in leaves:
-      path = parallel.path_of(key_path)
-      for end, shape in SHARDS[layout].items():
-        if path.endswith(end):
-          assert {s.data.shape for s in leaf.addressable_shards} == {shape}, path
-          assert len(leaf.addressable_shards) == 8
-      if path.startswith(('step', 'key', 'hyper', 'bad_steps', 'skipped')):
-        assert leaf.sharding.is_fully_replicated, path
-    moments = [path for path, _ in leaves if parallel.path_of(path).startswith('opt_state')]
-    assert len(moments) > 2 * len(SHARDS[layout])
-
-
 def test_batches_are_shared_out_by_row():
-  program = run('data:4,fsdp:2').program
-  batch = program.put(batches(run('data:4,fsdp:2').config)[0])
+  config = config_of('data:4,fsdp:2')
+  batch = Program(config).put(batches(config)[0])
   assert {s.data.shape for s in batch['tokens'].addressable_shards} == {(2, 9)}
   assert {s.data.shape for s in batch['rows'].addressable_shards} == {(2,)}
-
-
-@pytest.mark.parametrize('layout', ['data:1', 'pmap', 'data:2,fsdp:2,tensor:2'])
-def test_a_state_goes_to_the_host_and_back(layout):
-  """As a checkpoint does it: the same bits, and the next step compiles nothing."""
-  found = run(layout)
-  placed = found.program.executor.place(found.fetched)
-  assert battery.same_bits(found.program.executor.fetch(placed), found.fetched)
-  with battery.compilations() as seconds:
-    found.program.train_step(placed, found.program.put(batches(found.config)[0]))
-  assert seconds == []
-
-
-def test_every_replica_of_pmap_is_the_same():
-  for path, leaf in battery.flat(run('pmap').state).items():
-    assert leaf.shape[0] == 8
-    assert all(np.array_equal(leaf[0], other) for other in leaf[1:]), path
 
 
 @pytest.mark.parametrize(

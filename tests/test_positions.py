@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from tests import reference
-from transformer.positions import positions_in_documents, rotate, sinusoid
+from transformer import spec
+from transformer.errors import UserError
+from transformer.positions import (
+  alibi,
+  positions_in_documents,
+  relative_buckets,
+  rotate,
+  sinusoid,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -83,3 +91,55 @@ def test_sinusoid_by_hand():
   expected = [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01)]
   np.testing.assert_allclose(np.ravel(sinusoid(jnp.array([[1]]), 4)), expected, rtol=1e-5)
   assert sinusoid(jnp.array([[0]]), 4).tolist() == [[[0, 0, 1, 1]]]
+
+
+def test_relative_buckets_by_hand():
+  """6 buckets up to distance 12: 0, 1, 2 alone; 3 + ⌊3 log(t/3)/log 4⌋ from there, 5 at most.
+
+  log(t/3)/log 4 reaches 1/3 at 3 · 4^(1/3) = 4.76 and 2/3 at 3 · 4^(2/3) = 7.56.
+  """
+  bucket_TS = np.asarray(relative_buckets(15, 6, 12))
+  expected = [0, 1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5]
+  assert bucket_TS[:, 0].tolist() == expected
+  for t in range(15):  # of the distance alone; what lies ahead, which no query sees, is 0
+    assert bucket_TS[t].tolist() == expected[: t + 1][::-1] + [0] * (14 - t)
+
+
+@pytest.mark.parametrize(
+  ('buckets', 'max_distance'), [(32, 128), (2, 2), (5, 6), (7, 100), (64, 33), (8, 16), (16, 500)]
+)
+def test_relative_buckets_against_the_formula(buckets, max_distance):
+  """Also in that all buckets are in use by max_distance, in order, and none besides."""
+  length = 2 * max_distance + 5
+  got = np.asarray(relative_buckets(length, buckets, max_distance))[:, 0]
+  expected = [reference.bucket(distance, buckets, max_distance) for distance in range(length)]
+  assert np.all(np.diff(got) >= 0) and got[0] == 0
+  assert got[max_distance:].tolist() == [buckets - 1] * (length - max_distance)
+  assert got.tolist() == expected
+  other = [reference.bucket(distance, buckets + 1, max_distance) for distance in range(length)]
+  assert got.tolist() != other  # negative control
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('relative(32, 16)', 'max_distance=16 should be above buckets/2=16'),
+    ('relative(300)', 'max_distance=128 should be above buckets/2=150'),
+  ],
+)
+def test_relative_wants_room_for_its_buckets(text, message):
+  with pytest.raises(UserError) as e:
+    spec.parse('model.positions', text)
+  assert str(e.value) == f'--model.positions=relative: {message}'
+  assert spec.parse('model.positions', 'relative(32, 17)').max_distance == 17
+
+
+def test_alibi_by_hand():
+  """Eight heads: slopes 1/2, 1/4, …, 1/256 (Press et al. 2022, §3)."""
+  bias_NTS = np.asarray(alibi(5, 8))
+  for n in range(8):
+    for t in range(5):
+      assert bias_NTS[n, t, : t + 1].tolist() == [
+        -(2.0 ** -(n + 1)) * (t - s) for s in range(t + 1)
+      ]
+  assert np.asarray(alibi(3, 2))[:, 2, 0].tolist() == [-2 / 16, -2 / 256]

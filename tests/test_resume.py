@@ -31,6 +31,7 @@ SYNTHETIC = {
   'train.log_every': 3,
   'train.checkpoint_every': 7,
   'train.eval_every': 20,
+  'train.diagnose': 11,
 }
 TEXT = {
   'model.vocab_size': 0,

@@ -7,6 +7,7 @@ import importlib
 
 import pytest
 
+from tests import battery
 from transformer import spec
 from transformer.config import SETTINGS
 from transformer.errors import UserError, nearest
@@ -20,21 +21,12 @@ def error(slot: str, text: str) -> str:
   return str(e.value)
 
 
-def sample(field: dataclasses.Field) -> object:
-  """A value of an argument that is not its default and within its range."""
-  if field.metadata.get('colon'):
-    return 'a b/**: (x) "y"'
-  inside = {'int': field.default, 'float': field.default}[field.type]
-  if field.metadata.get('high') is not None:
-    return inside / 2
-  return inside + 1
-
-
 @pytest.mark.parametrize(('slot', 'name'), DECLARED)
 def test_every_variant_goes_to_text_and_back(slot, name):
   declaration = spec.variants(slot)[name]
   fields = dataclasses.fields(declaration)
-  changed = declaration(**{f.name: sample(f) for f in fields})
+  changed = battery.moved(declaration)
+  assert all(getattr(changed, f.name) != f.default for f in fields)
   assert spec.parse(slot, spec.canonical(changed)) == changed
   if all(f.default is not dataclasses.MISSING for f in fields):
     assert spec.canonical(spec.parse(slot, name)) == name  # defaults are left out
@@ -71,6 +63,15 @@ def test_slots_are_settings_and_defaults_are_variants():
     ('data.tokenizer', ' bpe( 300 ) ', 'bpe(vocab_size=300)'),
     ('data.tokenizer', 'bpe(vocab_size=4096)', 'bpe'),
     ('model.positions', 'rotary(500)', 'rotary(base=500.0)'),
+    ('ffn.activation', 'product', 'product'),
+    ('ffn.activation', 'product(silu, identity())', 'product'),
+    ('ffn.activation', 'product(on_up=relu)', 'product(on_up=relu)'),
+    ('ffn.activation', 'product(\'relu\', "tanh")', 'product(on_gate=relu, on_up=tanh)'),
+    (
+      'ffn.activation',
+      'product( leaky_relu( 0.2 ),elu(alpha=1))',
+      'product(on_gate=leaky_relu(slope=0.2), on_up=elu)',
+    ),
     ('optim.name', 'adamw(.8, eps=1e-6)', 'adamw(b1=0.8, eps=1e-06)'),
     ('data.source', 'text:a b.txt', 'text:a b.txt'),
     ('data.source', "text('a b.txt')", 'text:a b.txt'),
@@ -89,7 +90,7 @@ def test_ways_of_writing(slot, text, canonical):
     (
       'model.norm',
       'xyzzy',
-      "no variant 'xyzzy'; choose from layernorm, rmsnorm",
+      "no variant 'xyzzy'; choose from layernorm, none, rmsnorm",
     ),
     ('ffn.activation', 'relu(alpha=1)', "relu has no argument 'alpha'; it takes none"),
     ('ffn.activation', 'relu(1)', 'relu takes no argument(s), got 1'),
@@ -118,37 +119,55 @@ GARBAGE = [
   '',
   ' ',
   '1',
-  'relu(',
-  'relu)',
-  'relu(1',
-  'relu relu',
-  'relu, gelu',
-  'relu.gelu',
-  'relu()()',
-  'relu(gelu)',
-  'relu(gelu())',
-  'relu(x=gelu)',
-  'relu(*[])',
-  'relu(**{})',
-  'relu(x=1, x=2)',
-  'relu({[]: 1})',
-  'relu(lambda: 0)',
-  'relu(x := 1)',
-  'relu; import os',
-  '__import__("os").system("true")',
-  'relu(__import__("os").system("true"))',
-  'relu\0',
+  'elu(',
+  'elu)',
+  'elu(1',
+  'elu elu',
+  'elu, gelu',
+  'elu.gelu',
+  'elu()()',
+  'elu(gelu)',
+  'elu(gelu())',
+  'elu(alpha=gelu)',
+  'elu(*[])',
+  'elu(**{})',
+  'elu(alpha=1, alpha=2)',
+  'elu({[]: 1})',
+  'elu(lambda: 0)',
+  'elu(alpha := 1)',
+  'elu; import os',
+  '__import__("os").system("false")',
+  'elu(__import__("os").system("false"))',
+  'elu\0',
   '(' * 300,
-  'relu(' + '[' * 250 + ']' * 250 + ')',
-  'relu(' + '-' * 20000 + '1)',
-  'relu(' + '1+' * 20000 + '1)',
+  'elu(' + '[' * 250 + ']' * 250 + ')',
+  'elu(' + '-' * 20000 + '1)',
+  'elu(' + '1+' * 20000 + '1)',
 ]
+MALFORMED = 'expected name or name(argument=value), with literal values'
 
 
 @pytest.mark.parametrize('text', GARBAGE, ids=lambda text: repr(text[:24]))
 def test_garbage_is_refused_and_never_run(text):
-  expected = 'expected name or name(argument=value), with literal values'
-  assert error('ffn.activation', text) == f'--ffn.activation={text}: {expected}'
+  assert error('ffn.activation', text) == f'--ffn.activation={text}: {MALFORMED}'
+
+
+@pytest.mark.parametrize(
+  'inner',
+  [
+    '1',
+    '[relu]',
+    'relu.gelu',
+    'relu()()',
+    '__import__("os").system("false")',
+    *('-' * depth + '1' for depth in (90, 300, 900, 2000, 20000)),
+    *('(' * depth + ')' * depth for depth in (90, 300)),
+  ],
+  ids=lambda text: repr(text[:24]),
+)
+def test_garbage_as_an_argument_that_is_a_variant(inner):
+  message = error('ffn.activation', f'product(relu, {inner})')
+  assert message.startswith('--ffn.activation=') and message.endswith(f': {MALFORMED}')
 
 
 def test_an_integer_too_long_for_a_float():

@@ -52,9 +52,20 @@ def oracle_loss(config: Config, weights: dict, tokens: np.ndarray) -> tuple[floa
   return total, count
 
 
+def oracle_objective(config: Config, weights: dict, tokens: np.ndarray) -> float:
+  """What a step minimises: the mean over targets, in NumPy."""
+  total, count = 0.0, 0
+  for row in tokens:
+    segments = np.cumsum(row[:-1] == 0)
+    logits = reference.decoder(config, weights, np.maximum(row[:-1], 0), segments)
+    total += reference.objective(logits, row[1:], config.loss.label_smoothing, config.loss.z_loss)
+    count += np.sum(row[1:] >= 0)
+  return total / count
+
+
 def gradient(config: Config, current: TrainState, batch: dict) -> dict[str, np.ndarray]:
   """Of the mean over all targets, without dropout."""
-  loss = lambda p: step.loss_sums(config, p, batch['tokens'], None)  # noqa: E731
+  loss = lambda p: step.loss_sums(config, p, current.hyper, batch['tokens'], None)  # noqa: E731
   grads, (_, count) = jax.jit(jax.grad(loss, has_aux=True))(current.params)
   return {path: np.float64(g) / float(count) for path, g in battery.flat(grads).items()}
 
@@ -86,6 +97,29 @@ class TestOneStep:
 
     slope = sum(np.sum(grads[path] * d) for path, d in battery.flat(direction).items())
     assert slope == pytest.approx((mean(1e-5) - mean(-1e-5)) / 2e-5, rel=1e-4)
+
+  @pytest.mark.parametrize('label_smoothing', [0.0, 0.2])
+  def test_what_is_minimised_may_be_more_than_what_is_reported(self, label_smoothing):
+    """Smoothing and z-loss are in the gradient; train/loss and evaluation stay cross-entropy."""
+    config = self.config.replace(**{'loss.label_smoothing': label_smoothing, 'loss.z_loss': 0.05})
+    current, batch = create(config), batch_of(config)
+    weights = jax.device_get(current.params)
+    table = weights['embed']['table']
+    direction = np.random.default_rng(0).normal(size=table.shape)
+    grads = gradient(config, current, batch)
+
+    def mean(amount: float) -> float:
+      moved = weights | {'embed': {'table': table + amount * direction}}
+      return oracle_objective(config, moved, batch['tokens'])
+
+    slope = np.sum(grads['embed/table'] * direction)
+    assert slope == pytest.approx((mean(1e-5) - mean(-1e-5)) / 2e-5, rel=1e-4)
+    _, metrics = compiled(config)(current, batch)
+    plain = oracle_loss(config, weights, batch['tokens'])
+    assert metrics['train/loss'].tolist() == pytest.approx(list(plain), rel=1e-5)
+    held_out = step.eval_step(config, current.params, batch, lambda x: x)
+    assert held_out.tolist() == pytest.approx(list(plain), rel=1e-5)
+    assert abs(mean(0) - plain[0] / plain[1]) > 0.1  # negative control
 
   def test_update_against_the_paper(self):
     """Clip, AdamW on matrices with decay, first of eight steps: 1 of warm-up, rate at its peak."""
@@ -202,6 +236,7 @@ TRACED = [
   {'optim.name': 'adamw(b1=0.5, b2=0.99, eps=1e-3)'},
   {'optim.schedule': 'cosine(warmup=0.9, final=0.5)'},
   {'optim.clip_norm': 0.01},
+  {'loss.z_loss': 0.1},
   {'train.steps': 50},
   {'seed': 5},
 ]
@@ -290,16 +325,16 @@ def test_extra_losses_are_weighed_by_targets(monkeypatch):
 
   config = battery.tiny()
   current, tokens = create(config), batch_of(config)['tokens']
-  plain, (nats, count) = step.loss_sums(config, current.params, tokens, None)
+  plain, (nats, count) = step.loss_sums(config, current.params, current.hyper, tokens, None)
   assert plain == nats
   original = ffn.FFN.__call__
 
-  def with_loss(self, x):
-    y, _ = original(self, x)
+  def with_loss(self, x, noise_B=None):
+    y, _ = original(self, x, noise_B)
     return y, ffn.Aux({'extra': x.dtype.type(0.25)}, {})
 
   monkeypatch.setattr(ffn.FFN, '__call__', with_loss)
-  total, (again, _) = step.loss_sums(config, current.params, tokens, None)
+  total, (again, _) = step.loss_sums(config, current.params, current.hyper, tokens, None)
   assert again == pytest.approx(float(nats))
   assert total == pytest.approx(float(nats + count * 2 * 0.25))  # of two layers
 
@@ -313,7 +348,8 @@ def test_the_embedding_gradient_of_a_frequent_token_survives_bfloat16():
     weights = jax.jit(functools.partial(params.initialize, config))(jax.random.key(0))
     tokens = np.random.default_rng(0).integers(1, 32, (40, 513)).astype(np.int32)
     tokens[:, :-1] = np.where(tokens[:, :-1] % 8, 5, tokens[:, :-1])  # 7 of 8 inputs are token 5
-    loss = functools.partial(step.loss_sums, config, tokens=tokens, noise_B=None)
+    hyper = state.hyper_arrays(config)
+    loss = functools.partial(step.loss_sums, config, hyper=hyper, tokens=tokens, noise_B=None)
     grad = jax.jit(jax.grad(lambda p, loss=loss: loss(p)[0]))(weights)
     grads[dtype] = np.asarray(grad['embed']['table'][5], np.float64)
   error = np.linalg.norm(grads['bfloat16'] - grads['float32']) / np.linalg.norm(grads['float32'])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from tests.processes import cell, read, rows, saved_steps
+from tests.processes import assert_same_params, cell, read, rows, saved_steps
 from transformer import count, data, provenance, train
 from transformer.config import Config
 from transformer.errors import UserError
@@ -103,11 +104,11 @@ def test_cells_that_differ_in_numbers_share_one_program(tmp_path: Path) -> None:
 
 
 def test_what_a_run_writes_and_returns(tmp_path: Path) -> None:
-  config = _config(**{'train.eval_every': 12})
+  config = _config(**{'train.eval_every': 12, 'train.ffn_statistics': False})
   folder = tmp_path / 'run'
   done = _run(config, folder)
   steps = [(row['step'], *sorted(k for k in row if k != 'step')) for row in rows(folder)]
-  trained = ('grad_norm', 'learning_rate', 'loss', 'skipped_steps')
+  trained = ('grad_norm', 'learning_rate', 'loss', 'skipped_steps', 'spikes')
   row = tuple(f'train/{name}' for name in trained)
   assert steps == [(10, *row), (12, 'eval/loss'), (20, *row), (20, 'eval/loss')]
   assert done.pop('seconds') > 0
@@ -116,25 +117,58 @@ def test_what_a_run_writes_and_returns(tmp_path: Path) -> None:
     'step': 20,
     'eval/loss': rows(folder)[-1]['eval/loss'],
     'skipped_steps': 0,
+    'spikes': 0,
     'params': count.params(config),
     'tokens': 20 * 4 * 16,
     'data': data.load(config).fingerprint,
   }
   record = read(folder / 'provenance.json')
-  assert record['code'] == provenance.code_digest()
+  assert record['code'] == provenance.code_digest(config)
   assert record['data']['fingerprint'] == done['data']
   assert record['versions']['jax'] == jax.__version__
 
 
-def test_tensorboard_gets_the_same_rows(tmp_path: Path) -> None:
-  loader = pytest.importorskip('tensorboard.backend.event_processing.event_file_loader')
-  _run(_config(**{'train.tensorboard': True}), tmp_path / 'run')
-  (path,) = (tmp_path / 'run' / 'tensorboard').iterdir()
-  events = [e for e in loader.LegacyEventFileLoader(str(path)).Load() if e.HasField('summary')]
-  shown = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in events]
-  for (step, values), row in zip(shown, rows(tmp_path / 'run'), strict=True):
-    assert step == row.pop('step')
-    assert {k: values[k] for k in row} == pytest.approx(row)  # which are kept in float32
+def test_looking_closer_changes_nothing(tmp_path: Path) -> None:
+  plain = _run(_config(**{'train.ffn_statistics': False}), tmp_path / 'plain')
+  closer = _run(_config(**{'train.diagnose': 8}), tmp_path / 'closer')
+  assert closer['eval/loss'] == plain['eval/loss']
+  ours = [r for r in rows(tmp_path / 'closer') if not any(k[:4] in ('ffn/', 'diag') for k in r)]
+  assert ours == rows(tmp_path / 'plain')
+  assert_same_params(tmp_path / 'closer', tmp_path / 'plain')
+  looked = [r for r in rows(tmp_path / 'closer') if 'diag/rms/logits' in r]
+  assert [r['step'] for r in looked] == [8, 16]
+  assert looked[0]['diag/grad_norm/ffn/up/0'] > 0
+  (inside,) = (r for r in rows(tmp_path / 'closer') if 'ffn/zeros/0' in r)
+  assert inside['step'] == 20
+  # The norm over all parameters is the one that training reports.
+  _run(_config(**{'train.diagnose': 20, 'train.log_every': 1}), tmp_path / 'each')
+  row, parts = (
+    next(r for r in rows(tmp_path / 'each') if r['step'] == 20 and key in r)
+    for key in ('train/grad_norm', 'diag/rms/logits')
+  )
+  squares = [v**2 for k, v in parts.items() if k.startswith('diag/grad_norm/')]
+  assert math.sqrt(sum(squares)) == pytest.approx(row['train/grad_norm'], rel=1e-5)
+
+
+def test_a_loss_spike_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  beats = []
+
+  class Watching(train.Control):
+    def beat(self, **progress: object) -> None:
+      beats.append(progress['spikes'])
+
+  batch = data.Data.train_batch
+
+  def strange(self: data.Data, i: int) -> np.ndarray:
+    return np.full_like(batch(self, i), 8) if i == 35 else batch(self, i)
+
+  monkeypatch.setattr(data.Data, 'train_batch', strange)
+  quick = {'train.steps': 50, 'optim.learning_rate': 0.03}
+  done = _run(_config(**quick), tmp_path / 'run', Watching())
+  found = {r['step']: r['train/spikes'] for r in rows(tmp_path / 'run') if 'train/spikes' in r}
+  assert found == {10: 0.0, 20: 0.0, 30: 0.0, 40: 1.0, 50: 0.0}
+  assert done['spikes'] == beats[-1] == 1
+  assert 0 in beats
 
 
 class _StopAt(train.Control):

@@ -34,10 +34,13 @@ LETTERS = {
   'S': Letter('key tokens'),
   'D': Letter('d_model', parameter=('fsdp',)),
   'F': Letter('d_ff, FFN hidden units', ('tensor',), ('tensor',)),
+  'M': Letter('d_ff again: the second hidden layer of a three-layer FFN'),
   'N': Letter('attention heads', ('tensor',), ('tensor',)),
+  'K': Letter('key/value heads', ('tensor',), ('tensor',)),
   'H': Letter('head width'),
   'V': Letter('vocabulary', ('tensor',), ('tensor',)),
   'L': Letter('layers'),
+  'U': Letter('buckets of relative distance'),
 }
 
 
@@ -45,9 +48,9 @@ LETTERS = {
 class Param:
   """One kind of parameter.
 
-  letters: its dimensions; under `layers/` a leading L is added.
+  letters: its dimensions; under `layers` a leading L is added.
   fan_in: the letters a product contracts; the initial standard deviation is 1/√(their sizes).
-  init: 'normal' (scaled by fan_in), 'zeros' or 'ones'.
+  init: 'normal' (scaled by fan_in), or the constant every entry begins at.
   residual: writes into the residual stream; the initial deviation is divided by √(2 · layers)
     (Radford et al. 2019, §2.3).
   decay: whether weight decay applies.
@@ -55,25 +58,32 @@ class Param:
 
   letters: str
   fan_in: str = ''
-  init: str = 'normal'
+  init: str | float = 'normal'
   residual: bool = False
   decay: bool = True
 
 
 PARAMS = {  # pattern of the last two names of a path -> rule; exactly one must match
   r'embed/table': Param('VD', 'D'),
+  r'unembed/table': Param('VD', 'D'),
+  r'unembed/bias': Param('V', init=0.0, decay=False),
   r'positions/table': Param('TD', 'D'),
-  r'attention/(query|key|value)': Param('DNH', 'D'),
+  r'positions/bias': Param('UN', init=0.0, decay=False),
+  r'attention/query': Param('DNH', 'D'),
+  r'attention/(key|value)': Param('DKH', 'D'),
   r'attention/out': Param('NHD', 'NH', residual=True),
-  r'attention/(query|key|value)_bias': Param('NH', init='zeros', decay=False),
-  r'attention/out_bias': Param('D', init='zeros', decay=False),
+  r'attention/query_bias': Param('NH', init=0.0, decay=False),
+  r'attention/(key|value)_bias': Param('KH', init=0.0, decay=False),
+  r'attention/out_bias': Param('D', init=0.0, decay=False),
+  r'(query|key)_norm/scale': Param('H', init=1.0, decay=False),
   r'ffn/(up|gate)': Param('DF', 'D'),
+  r'ffn/middle_(up|gate)': Param('FM', 'F'),
   r'ffn/down': Param('FD', 'F', residual=True),
-  r'ffn/(up|gate)_bias': Param('F', init='zeros', decay=False),
-  r'ffn/down_bias': Param('D', init='zeros', decay=False),
-  r'\w*norm/scale': Param('D', init='ones', decay=False),
-  r'\w*norm/bias': Param('D', init='zeros', decay=False),
-}
+  r'ffn/(middle_)?(up|gate)_bias': Param('F', init=0.0, decay=False),
+  r'ffn/down_bias': Param('D', init=0.0, decay=False),
+  r'(?!query|key)\w*norm/scale': Param('D', init=1.0, decay=False),
+  r'(?!query|key)\w*norm/bias': Param('D', init=0.0, decay=False),
+}  # and a rule for each parameter that an activation declares (spec.declare)
 
 
 def param(path: str) -> Param:
@@ -91,7 +101,7 @@ def param(path: str) -> Param:
 
 def letters(path: str) -> str:
   """The letters of a parameter's dimensions, the layer axis included."""
-  return ('L' if 'layers' in path.split('/') else '') + param(path).letters
+  return ('L' if path.startswith('layers') else '') + param(path).letters
 
 
 def partition(

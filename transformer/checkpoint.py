@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from transformer.errors import UserError
+from transformer.runs import saved_steps
 from transformer.state import TrainState
 
-_SAVED = ('step', 'params', 'opt_state', 'model_state', 'key', 'bad_steps', 'skipped')
+_SAVED = ('step', 'params', 'opt_state', 'model_state', 'ema', 'key', 'bad_steps', 'skipped')
 
 
 class Checkpoints:
@@ -100,20 +101,41 @@ class Checkpoints:
 def load_params(folder: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
   """(step, parameters as NumPy arrays) of the newest checkpoint in a `checkpoints` folder.
 
-  Raises UserError naming the folder if there is none.
+  The moving average of the parameters where the run keeps one. Raises UserError naming the folder
+  if there is no checkpoint.
   """
-  import orbax.checkpoint as ocp
-
-  logging.getLogger('absl').setLevel(logging.ERROR)  # it misses metadata it does not need
-  steps = sorted(int(p.name) for p in folder.glob('*') if p.name.isdigit())
+  steps = saved_steps(folder)
   if not steps or (step is not None and step not in steps):
     raise UserError(f'{folder}: no checkpoint{"" if step is None else f" of step {step}"} in it')
   step = steps[-1] if step is None else step
-  with ocp.StandardCheckpointer() as reader:
+  with _checkpointer() as reader:
     path = folder.absolute() / str(step) / 'state'
     tree = reader.metadata(path).item_metadata
     restore = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(tree))
-    return step, reader.restore(path, restore)['params']
+    found = reader.restore(path, restore)
+    return step, found.get('ema') or found['params']
+
+
+def save_state(path: Path, state: TrainState) -> None:
+  """Writes one state apart from a run's checkpoints; returns once it is complete."""
+  with _checkpointer() as writer:
+    writer.save(path.absolute(), _saved(state))
+
+
+def load_state(path: Path, like: TrainState) -> TrainState:
+  """Reads one state, of a checkpoint or of `save_state`. like: as of `Checkpoints.restore`."""
+  import orbax.checkpoint as ocp
+
+  target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved(like))
+  with _checkpointer() as reader:
+    return like.replace(**reader.restore(path.absolute(), target))
+
+
+def _checkpointer() -> Any:
+  import orbax.checkpoint as ocp
+
+  logging.getLogger('absl').setLevel(logging.ERROR)  # it misses metadata it does not need
+  return ocp.StandardCheckpointer()
 
 
 def _saved(state: TrainState) -> dict:

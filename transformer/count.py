@@ -7,59 +7,118 @@ A training step costs three times its forward pass: each product has two more in
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 
 from transformer import axes, spec
-from transformer.config import Config, resolve
+from transformer.config import Config, ratios, resolve, widths
 from transformer.errors import UserError
 
 
+@dataclass(frozen=True)
+class Group:
+  """Neighbouring layers of equal shape, whose parameters are stacked.
+
+  name: 'layers', or 'layers_<first>' where not all layers are equal. first: number of its first
+  layer. size: how many. d_ff: their hidden width, 0 where they have no FFN.
+  """
+
+  name: str
+  first: int
+  size: int
+  d_ff: int
+
+
+def groups(config: Config) -> list[Group]:
+  """The layers of a resolved config, in order."""
+  runs, first = [], 0
+  for d_ff, members in itertools.groupby(widths(config)):
+    runs.append((first, len(list(members)), d_ff))
+    first += runs[-1][1]
+  if len(runs) == 1:
+    return [Group('layers', *runs[0])]
+  return [Group(f'layers_{run[0]}', *run) for run in runs]
+
+
 def sizes(config: Config) -> dict[str, int]:
-  """Letter -> size for a resolved config."""
-  m = config.model
+  """Letter -> size for a resolved config; F and L are those of a group where groups differ."""
+  m, positions = config.model, spec.parse('model.positions', config.model.positions)
   return {
     'B': config.data.batch_size,
     'T': config.data.seq_len,
     'S': config.data.seq_len,
     'D': m.d_model,
     'F': config.ffn.d_ff,
+    'M': config.ffn.d_ff,
     'N': m.num_heads,
+    'K': m.num_kv_heads or m.num_heads,
     'H': m.head_dim,
     'V': m.vocab_size,
     'L': m.num_layers,
+    'U': getattr(positions, 'buckets', 0),
   }
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
   """Path -> shape of every parameter of the model a resolved config describes."""
   m = config.model
-  norm = ['scale', 'bias'] if spec.parse('model.norm', m.norm).bias else ['scale']
-  attention = ['query', 'key', 'value', 'out']
-  activation = spec.parse('ffn.activation', config.ffn.activation)
-  ffn = ['up', 'gate', 'down'] if activation.gated else ['up', 'down']
-  paths = ['embed/table']
-  if spec.parse('model.positions', m.positions).table:
-    paths.append('positions/table')
-  paths += [f'layers/attention_norm/{n}' for n in norm]
-  paths += [f'layers/attention/{n}' for n in _with_bias(attention, m.bias)]
-  paths += [f'layers/ffn_norm/{n}' for n in norm]
-  paths += [f'layers/ffn/{n}' for n in _with_bias(ffn, config.ffn.bias)]
-  paths += [f'final_norm/{n}' for n in norm]
-  size = sizes(config)
-  return {path: tuple(size[c] for c in axes.letters(path)) for path in paths}
+  norm = spec.parse('model.norm', m.norm).leaves
+  size, found = sizes(config), {}
+
+  def add(paths: list[str], **own: int) -> None:
+    found.update({p: tuple((size | own)[c] for c in axes.letters(p)) for p in paths})
+
+  positions = spec.parse('model.positions', m.positions).leaves
+  add(['embed/table', *(f'positions/{leaf}' for leaf in positions)])
+  for group in groups(config):
+    width = dict(F=group.d_ff, M=group.d_ff, L=group.size)
+    add([f'{group.name}/{path}' for path in _block(config, group.d_ff, norm)], **width)
+  if config.ffn.shared:
+    add([f'ffn/{leaf}' for leaf in ffn_leaves(config)])
+  if m.norm_placement != 'post':
+    add([f'final_norm/{leaf}' for leaf in norm])
+  unembed = ['table'] * (not m.tied) + ['bias'] * m.logits_bias
+  add([f'unembed/{leaf}' for leaf in unembed])
+  return found
 
 
-def _with_bias(names: list[str], bias: bool) -> list[str]:
-  return names + [f'{n}_bias' for n in names] if bias else names
+def _block(config: Config, d_ff: int, norm: tuple[str, ...]) -> list[str]:
+  """Paths of the parameters of one block."""
+  m, paths, branches = config.model, [], []
+  if m.num_heads:
+    branches.append('attention')
+    paths += [f'attention/{leaf}' for leaf in ('query', 'key', 'value', 'out')]
+    biased = ('query', 'key', 'value', 'out')[: 4 if m.bias else 3 if m.qkv_bias else 0]
+    paths += [f'attention/{leaf}_bias' for leaf in biased]
+    paths += [f'attention/{leaf}_norm/scale' for leaf in ('query', 'key') if m.qk_norm]
+  if d_ff:
+    branches.append('ffn')
+    paths += [f'ffn/{leaf}' for leaf in ffn_leaves(config) if not config.ffn.shared]
+  norms = ['block'] if m.parallel_branches else list(branches)
+  norms += [f'{branch}_out' for branch in branches if m.norm_placement == 'sandwich']
+  return paths + [f'{name}_norm/{leaf}' for name in norms for leaf in norm]
+
+
+def ffn_leaves(config: Config) -> list[str]:
+  """Names of the parameters of one feed-forward network."""
+  ffn = config.ffn
+  activation = spec.parse('ffn.activation', ffn.activation)
+  stages = ['', 'middle_'][: ffn.hidden_layers]
+  inner = [f'{stage}{name}' for stage in stages for name in activation.inputs]
+  bias = [f'{name}_bias' for name in [*inner, 'down']] if ffn.bias else []
+  own = [f'{stage}{leaf}' for stage in stages for leaf in activation.leaves]
+  return [*inner, 'down', *bias, *own]
 
 
 def params(config: Config) -> int:
-  """Number of parameters; the tied embedding counts once."""
+  """Number of parameters; what is shared (a tied embedding, one FFN for all) counts once."""
   return sum(prod(shape) for shape in shapes(config).values())
 
 
 def params_by_part(config: Config) -> dict[str, int]:
-  """Parameters of 'embedding', 'attention', 'ffn' and 'norms'."""
+  """Parameters of 'embedding', 'attention', 'ffn' and 'norms'; logits belong to the embedding."""
   parts = {'embedding': 0, 'attention': 0, 'ffn': 0, 'norms': 0}
   for path, shape in shapes(config).items():
     owner = path.split('/')[-2]
@@ -71,11 +130,13 @@ def params_by_part(config: Config) -> dict[str, int]:
 def flops_by_part(config: Config) -> dict[str, int]:
   """FLOPs per token of a forward pass, by part."""
   n = sizes(config)
-  products = 3 if spec.parse('ffn.activation', config.ffn.activation).gated else 2
+  inputs = len(spec.parse('ffn.activation', config.ffn.activation).inputs)
+  between = inputs * (config.ffn.hidden_layers - 1)
+  products = (((inputs + 1) * n['D'] + between * d_ff) * d_ff for d_ff in widths(config))
   return {
-    'attention projections': n['L'] * 4 * 2 * n['D'] * n['N'] * n['H'],
+    'attention projections': n['L'] * 2 * 2 * n['D'] * (n['N'] + n['K']) * n['H'],
     'attention scores': n['L'] * 2 * 2 * n['S'] * n['N'] * n['H'],
-    'ffn': n['L'] * products * 2 * n['D'] * n['F'],
+    'ffn': 2 * sum(products),
     'logits': 2 * n['D'] * n['V'],
   }
 
@@ -101,43 +162,106 @@ BUDGETS = {'params': params, 'flops': flops_per_token}
 def match_d_ff(config: Config, target: int, budget: str) -> Config:
   """Returns `config` with the d_ff whose `budget` ('params' or 'flops') is nearest to `target`.
 
-  d_ff stays a multiple of ffn.multiple_of. Cost is linear in d_ff, so two points solve it.
+  d_ff stays a multiple of ffn.multiple_of. With --ffn.ratios all layers scale together.
   """
-  cost, step = BUDGETS[budget], config.ffn.multiple_of
+  step = config.ffn.multiple_of
 
-  def at(d_ff: int) -> Config:
-    return resolve(config.replace(**{'ffn.d_ff': d_ff}))
+  def at(units: int) -> Config:
+    return resolve(config.replace(**{'ffn.d_ff': units * step}))
 
-  one, two = cost(at(step)), cost(at(2 * step))
-  units = round((target - one) / (two - one)) + 1
-  if units < 1:
+  found = _nearest(at, target, budget)
+  if found is None:
     raise UserError(
       f'--match={budget}: {config.ffn.activation} at d_model={config.model.d_model} is over the '
       f'budget of {target:,} even with d_ff={step}'
     )
-  return at(units * step)
+  return found
 
 
-def match_width(config: Config, ratio: float, target: int, budget: str) -> Config:
-  """Returns `config` at d_ff/d_model near `ratio` and at `budget` nearest to `target`.
+def _nearest(at: Callable[[int], Config], target: int, budget: str) -> Config | None:
+  """at(n) of the n from 1 on whose cost is nearest to `target`; None if at(1) is well over it.
 
-  d_model moves in steps that keep the number of heads and an even head width; d_ff then takes up
-  the remainder, so that the budget is met closely and the ratio approximately.
+  Cost must grow with n.
   """
-  cost, step = BUDGETS[budget], 2 * config.model.num_heads
-
-  def at(units: int) -> Config:
-    width = {'model.d_model': units * step, 'model.head_dim': 0}
-    d_ff = max(1, round(ratio * units * step))
-    return resolve(config.replace(**width, **{'ffn.d_ff': d_ff}))
-
-  low, high = 1, 2
-  if cost(at(low)) > target:
-    raise UserError(f'--match={budget}: ratio {ratio} is over the budget of {target:,}')
+  cost, low, high = BUDGETS[budget], 1, 2
+  if cost(at(1)) > target + (cost(at(2)) - cost(at(1))) / 2:
+    return None
   while cost(at(high)) <= target:
     low, high = high, 2 * high
   while high - low > 1:
     middle = (low + high) // 2
     low, high = (middle, high) if cost(at(middle)) <= target else (low, middle)
-  near = min((at(low), at(high)), key=lambda c: abs(cost(c) - target))
-  return match_d_ff(near, target, budget)
+  return min((at(low), at(high)), key=lambda c: abs(cost(c) - target))
+
+
+def match_width(config: Config, target: int, budget: str, head_dim: int = 0) -> Config:
+  """Returns `config` with the d_model whose `budget` is nearest to `target`, its width ratio kept.
+
+  config: as asked: ffn.ratio or ffn.ratios tell the ratio, and d_ff is solved for. head_dim: 0
+  keeps the number of heads, and their width follows d_model; else their number follows d_model, so
+  that they stay about this wide.
+  d_model and head widths are even, which is too coarse to meet a budget, so d_ff takes up the
+  remainder: as little as may be, though up to 2 % of it for heads that fill d_model.
+  """
+  pattern = ratios(config)
+  ratio, cost = sum(pattern) / len(pattern), BUDGETS[budget]
+
+  def at(d_model: int, wider: int = 0) -> Config:
+    d_ff = max(1, round(ratio * d_model)) if ratio else 0
+    shape = _heads(config, d_model, head_dim, wider) | {'model.d_model': d_model}
+    return resolve(config.replace(**shape, **{'ffn.d_ff': d_ff}))
+
+  def miss(c: Config) -> tuple[float, int, float]:
+    uneven = abs(c.model.num_heads * c.model.head_dim - c.model.d_model) if c.model.num_heads else 0
+    off = abs(cost(c) - target)
+    if not ratio:
+      return max(off / target, 0.004), uneven, off / target
+    width, step = c.ffn.d_ff, c.ffn.multiple_of
+    slope = (cost(resolve(c.replace(**{'ffn.d_ff': width + step}))) - cost(c)) / step
+    return max(off / slope / width, 0.02), uneven, off / slope / width
+
+  near = _nearest(lambda units: at(2 * units), target, budget)
+  if near is None or cost(at(2)) > target:
+    raise UserError(f'--match={budget}: ratio {ratio:g} is over the budget of {target:,}')
+  middle, reach = near.model.d_model, 2 * max(config.model.num_heads, 1)
+  widths_near = range(max(2, middle - reach), middle + reach + 1, 2)
+  by = (2 if ratio else 4) if config.model.num_heads else 0  # without d_ff all is up to the heads
+  best = min((at(d, w) for d in widths_near for w in range(-by, by + 1, 2)), key=miss)
+  return match_d_ff(best, target, budget) if ratio else best
+
+
+def _heads(config: Config, d_model: int, head_dim: int, wider: int) -> dict[str, int]:
+  """Heads for another d_model, as many or as wide as before, groups of queries as they are."""
+  heads = config.model.num_heads
+  if not heads:
+    return {}
+  group = heads // (config.model.num_kv_heads or heads)
+  if head_dim:
+    heads = group * max(1, round(d_model / head_dim / group))
+  return {
+    'model.num_heads': heads,
+    'model.num_kv_heads': heads // group,
+    'model.head_dim': max(2, 2 * round(d_model / heads / 2) + wider),
+  }
+
+
+def match_depth(config: Config, target: int, budget: str) -> Config:
+  """Returns `config` with the depth whose `budget` is nearest to `target`, its ratio kept.
+
+  config: as asked. Depth moves in whole layers, with --ffn.ratios by as many as it names, and
+  absorbs most; d_model takes up the remainder (match_width).
+  """
+  text, cost = config.ffn.ratios, BUDGETS[budget]
+  step = 1 if text.startswith('ramp') else len(text.split(','))
+
+  def at(units: int) -> Config:
+    return resolve(config.replace(**{'model.num_layers': units * step, 'ffn.d_ff': 0}))
+
+  if cost(at(1)) == cost(at(2)):
+    raise UserError(f'--match={budget}: more layers cost nothing where all share their parameters')
+  near = _nearest(at, target, budget)
+  if near is None:
+    least = 'one layer is' if step == 1 else f'{step} layers are'
+    raise UserError(f'--match={budget}: {least} over the budget of {target:,}')
+  layers = near.model.num_layers
+  return match_width(config.replace(**{'model.num_layers': layers}), target, budget)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,26 +15,10 @@ from transformer import metrics, model
 from transformer.checkpoint import load_params
 from transformer.config import Config
 from transformer.errors import UserError
+from transformer.runs import cell_folder, read_config, saved_steps
 
 if TYPE_CHECKING:
-  from transformer.data.tokenizers import Bpe, Byte
-
-
-def cell_folder(folder: Path) -> Path:
-  """The folder of a run: `folder` itself, or the only cell of an experiment's.
-
-  Raises UserError naming the folder where there is none, or more than one.
-  """
-  cells = sorted(path.parent for path in (folder / 'cells').glob('*/config.json'))
-  if len(cells) > 1:
-    raise UserError(
-      f'--checkpoint={folder}: holds {len(cells)} cells; name one of them, as in '
-      f'--checkpoint={cells[0]}'
-    )
-  folder = cells[0] if cells else folder
-  if not (folder / 'config.json').exists():
-    raise UserError(f'--checkpoint={folder}: no config.json in it; give the folder of a run')
-  return folder
+  from transformer.data.tokenizers import Byte, Subword
 
 
 def open_cell(folder: Path, which: str = 'newest') -> tuple[Config, dict, int]:
@@ -44,11 +27,7 @@ def open_cell(folder: Path, which: str = 'newest') -> tuple[Config, dict, int]:
   which: 'newest', 'best' (lowest eval/loss) or a step. Raises UserError naming the flag or folder.
   """
   folder = cell_folder(folder)
-  path = folder / 'config.json'
-  try:
-    config = Config.from_json(json.loads(path.read_text(encoding='utf-8')), str(path))
-  except ValueError:
-    raise UserError(f'{path}: is not JSON; give the folder of another run') from None
+  config = read_config(folder)
   step, params = load_params(folder / 'checkpoints', _step(folder, which))
   return config, params, step
 
@@ -60,7 +39,7 @@ def _step(folder: Path, which: str) -> int | None:
     return int(which)
   if which != 'best':
     raise UserError(f'--step={which}: choose newest, best or a step')
-  saved = {int(path.name) for path in (folder / 'checkpoints').glob('*') if path.name.isdecimal()}
+  saved = saved_steps(folder / 'checkpoints')
   rows = [r for r in metrics.read(folder / metrics.FILE) if 'eval/loss' in r and r['step'] in saved]
   return min(rows, key=lambda row: row['eval/loss'])['step'] if rows else None
 
@@ -109,7 +88,7 @@ def _draw(
   return jnp.where(temperature > 0.0, drawn, jnp.argmax(logits_V))
 
 
-def open_tokenizer(folder: Path) -> Byte | Bpe:
+def open_tokenizer(folder: Path) -> Byte | Subword:
   """The tokenizer a run was trained with. Raises UserError if its data were no text."""
   from transformer.data import tokenizers
 

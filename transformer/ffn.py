@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,10 +9,12 @@ import flax.linen as nn
 import jax
 
 from transformer import spec
-from transformer.activations import BODIES
-from transformer.layers import shard
+from transformer.activations import activate
+from transformer.layers import dropout, keep, observe, shard
 from transformer.ops.product import product
 from transformer.params import initializer
+
+_DROPOUT_SITE = 2  # of a block's; 0 and 1 are its branches'
 
 
 class Aux(NamedTuple):
@@ -29,32 +30,52 @@ class FFN(nn.Module):
   Vaswani et al. 2017, §3.3; gated: Shazeer 2020. The same weights serve every position.
 
   d_ff: hidden width F. activation: a variant of ffn.activation. bias: of all projections.
-  num_layers: depth of the residual stream it writes to, for the initial scale of `down`.
+  hidden_layers: 2 puts another F → F layer with its activation before `down` (Gerber 2025).
+  dropout: rate, of the hidden layer. down_init: factor on the initial deviation of `down`.
+  num_layers: depth of the residual stream it writes to, for the same deviation.
   product: the matrix product to use.
   """
 
   d_ff: int
   activation: str = 'gelu'
   bias: bool = False
+  hidden_layers: int = 1
+  dropout: float = 0.0
+  down_init: float = 1.0
   num_layers: int = 0
   product: Callable[[str, jax.Array, jax.Array], jax.Array] = product
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, Aux]:
-    variant = spec.parse('ffn.activation', self.activation)
-    d_model = x_BTD.shape[-1]
-
-    def project(name: str, dims: str, x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-      weight = self.param(name, initializer(f'ffn/{name}', self.num_layers), shape)
-      y = self.product(dims, x, weight)
-      if self.bias:
-        bias = self.param(f'{name}_bias', initializer(f'ffn/{name}_bias'), shape[1:])
-        y += bias.astype(y.dtype)
-      return y
-
-    names = ('gate', 'up') if variant.gated else ('up',)
-    hidden = [project(n, 'btd,df->btf', x_BTD, (d_model, self.d_ff)) for n in names]
-    arguments = dataclasses.asdict(variant)
-    h_BTF = shard(BODIES[variant.variant](*hidden, **arguments), 'BTF')
-    y_BTD = project('down', 'btf,fd->btd', h_BTF, (self.d_ff, d_model))
+  def __call__(self, x_BTD: jax.Array, noise_B: jax.Array | None = None) -> tuple[jax.Array, Aux]:
+    """noise_B: a PRNG key per row trains with dropout; without it the network evaluates."""
+    h_BTF = x_BTD
+    for stage in ['', 'middle_'][: self.hidden_layers]:
+      h_BTF = self._hidden(stage, h_BTF)
+    h_BTF = shard(dropout(h_BTF, noise_B, self.dropout, _DROPOUT_SITE), 'BTF')
+    y_BTD = self._project('down', 'btf,fd->btd', h_BTF, x_BTD.shape[-1])
     return shard(y_BTD, 'BTD'), Aux({}, {})
+
+  def _hidden(self, stage: str, x: jax.Array) -> jax.Array:
+    """The activation of the projections it takes, (B, T, F)."""
+    variant = spec.parse('ffn.activation', self.activation)
+    dims = 'btf,fm->btm' if stage else 'btd,df->btf'
+    inputs = [self._project(f'{stage}{name}', dims, x, self.d_ff) for name in variant.inputs]
+    leaves = {
+      leaf: self.param(f'{stage}{leaf}', initializer(f'ffn/{stage}{leaf}'), (self.d_ff,))
+      for leaf in variant.leaves
+    }
+    h_BTF = activate(variant, inputs, leaves)
+    observe(self, f'{stage}hidden', h_BTF)
+    keep(self, 'diagnostics', 'inputs', inputs)  # of the last stage, as is what it makes of them
+    keep(self, 'diagnostics', 'hidden', h_BTF)
+    return h_BTF
+
+  def _project(self, name: str, dims: str, x: jax.Array, width: int) -> jax.Array:
+    factor = self.down_init if name == 'down' else 1.0
+    init = initializer(f'ffn/{name}', self.num_layers, factor)
+    y = self.product(dims, x, self.param(name, init, (x.shape[-1], width)))
+    if self.bias:
+      bias = self.param(f'{name}_bias', initializer(f'ffn/{name}_bias'), (width,))
+      y += bias.astype(y.dtype)
+    observe(self, name, y)
+    return y

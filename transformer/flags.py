@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from transformer import spec
+from transformer import plugin, spec
 from transformer.config import PRESETS, SECTIONS, SETTINGS, Config
 from transformer.errors import UserError, nearest
 
@@ -53,7 +53,10 @@ def config() -> Config:
     if FLAGS.preset not in PRESETS:
       raise UserError(f'--preset={FLAGS.preset}: no such preset{nearest(FLAGS.preset, PRESETS)}')
     asked = asked.replace(**PRESETS[FLAGS.preset])
-  return asked.replace(**{path: FLAGS[path].value for path in SETTINGS if FLAGS[path].present})
+  given = {path: FLAGS[path].value for path in SETTINGS if FLAGS[path].present}
+  if given.get('plugin'):
+    given['plugin'] = plugin.load(given['plugin'])
+  return asked.replace(**given)
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -67,7 +70,7 @@ def _section(path: str) -> str:
 
 def _parse(argv: list[str]) -> list[str]:
   if any(a in ('--help', '-h', '-help') for a in argv[1:]):
-    sys.exit(_guard(_print_help))
+    sys.exit(_guard(lambda: _print_help(argv)))
   try:
     rest = FLAGS(argv)
   except flags.UnrecognizedFlagError as e:
@@ -108,7 +111,10 @@ def _fail(message: str) -> None:
   sys.exit(2)
 
 
-def _print_help() -> None:
+def _print_help(argv: list[str]) -> None:
+  for argument in argv:
+    if argument.lstrip('-').startswith('plugin='):
+      plugin.load(argument.partition('=')[2])
   doc = sys.modules['__main__'].__doc__ or ''
   print(textwrap.dedent(doc).strip(), '\n')
   by_section = FLAGS.flags_by_module_dict()

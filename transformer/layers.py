@@ -12,24 +12,27 @@ from transformer.params import initializer
 
 
 class Norm(nn.Module):
-  """RMSNorm or LayerNorm over the last axis, computed in float32.
+  """RMSNorm, LayerNorm or nothing over the last axis, computed in float32.
 
   kind: a variant of model.norm, such as 'rmsnorm' or 'layernorm(epsilon=1e-05)'.
   """
 
   kind: str = 'rmsnorm'
+  path: str = 'norm/scale'  # of its scale in the parameter table
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     variant = spec.parse('model.norm', self.kind)
+    if variant.variant == 'none':
+      return x_BTD
     width = x_BTD.shape[-1:]
-    scale_D = self.param('scale', initializer('norm/scale'), width)
+    scale_D = self.param('scale', initializer(self.path), width)
     x = x_BTD.astype(jnp.float32)
     if variant.variant == 'layernorm':
       x = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(variance + variant.epsilon) * scale_D
-    if variant.bias:
+    if 'bias' in variant.leaves:
       x = x + self.param('bias', initializer('norm/bias'), width)
     return x.astype(x_BTD.dtype)
 
@@ -47,6 +50,56 @@ def dropout(x: jax.Array, noise_B: jax.Array | None, rate: float, site: int) -> 
     return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x.shape[1:])
 
   return jnp.where(jax.vmap(keep)(noise_B), x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def drop_branch(y: jax.Array, noise_B: jax.Array | None, rate: jax.Array, site: int) -> jax.Array:
+  """Stochastic depth: a row's whole branch is zeroed with probability `rate` (Huang et al. 2016).
+
+  Kept rows are scaled by 1/(1 − rate); `rate` may be traced.
+  """
+  if noise_B is None:
+    return y
+
+  def keep(key: jax.Array) -> jax.Array:
+    return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate)
+
+  scale_B = jax.vmap(keep)(noise_B) / (1.0 - rate)
+  return y * scale_B.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
+
+
+def observe(module: nn.Module, name: str, x: jax.Array) -> None:
+  """Notes the size of a tensor if the caller of `apply` made the collection 'observed' mutable.
+
+  Under `name`: sum_squares, sum_abs, largest (all of |x|), count, and finite.
+  """
+  if not module.is_mutable_collection('observed'):
+    return
+  x = jax.lax.stop_gradient(x).astype(jnp.float32)
+  size = jnp.abs(x)
+  found = {
+    'sum_squares': jnp.sum(jnp.square(x)),
+    'sum_abs': jnp.sum(size),
+    'largest': jnp.max(size),
+    'count': jnp.float32(x.size),
+    'finite': jnp.all(jnp.isfinite(x)),
+  }
+  keep(module, 'observed', name, found)
+
+
+def keep(module: nn.Module, collection: str, name: str, value: object) -> None:
+  """Puts a value into a collection that the caller of `apply` asked for; else does nothing."""
+  if module.is_mutable_collection(collection):
+    module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+
+# Names under which the model observes tensors, in the order of the forward pass; under
+# --model.norm_placement=post, what is normed stands right before its stream.
+ORDER = (
+  *('embedding', 'block_normed', 'attention_normed', 'query', 'key', 'value', 'scores', 'mixed'),
+  *('out', 'attention_out_normed', 'stream_attention', 'ffn_normed', 'gate', 'up', 'hidden'),
+  *('middle_gate', 'middle_up', 'middle_hidden', 'down', 'ffn_out_normed', 'stream_ffn'),
+  *('stream_block', 'final_normed', 'logits'),
+)
 
 
 def shard(x: jax.Array, letters: str) -> jax.Array:

@@ -6,10 +6,18 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(
-  logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Returns (Σ −w log p(target), Σ w) in nats, float32.
+def sums(
+  logits_BTV: jax.Array,
+  targets_BT: jax.Array,
+  weights_BT: jax.Array,
+  label_smoothing: float = 0.0,
+  z_loss: jax.typing.ArrayLike = 0.0,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """Returns (Σ w · objective, (Σ −w log p(target), Σ w)) in nats, float32.
+
+  The objective is cross-entropy with the target's distribution mixed with `label_smoothing` of the
+  uniform one (Szegedy et al. 2016, §7), plus `z_loss` · log² Z (Zoph et al. 2022, ST-MoE, eq. 5;
+  Chowdhery et al. 2022, §5), which keeps logits from drifting together.
 
   targets_BT: int32 ids, any value where the weight is 0.
   """
@@ -17,4 +25,9 @@ def cross_entropy(
   log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
   targets_BT1 = jnp.maximum(targets_BT, 0)[..., None]
   hit_BT = jnp.take_along_axis(logits_BTV, targets_BT1, axis=-1)[..., 0]
-  return jnp.sum((log_z_BT - hit_BT) * weights_BT), jnp.sum(weights_BT)
+  nats_BT = log_z_BT - hit_BT
+  objective_BT = nats_BT + z_loss * jnp.square(log_z_BT)
+  if label_smoothing:  # (1 − ε) (log Z − hit) + ε (log Z − mean); reads all logits once more
+    objective_BT += label_smoothing * (hit_BT - jnp.mean(logits_BTV, axis=-1))
+  nats = jnp.sum(nats_BT * weights_BT)
+  return jnp.sum(objective_BT * weights_BT), (nats, jnp.sum(weights_BT))

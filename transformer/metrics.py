@@ -7,89 +7,122 @@ are part of a checkpoint, so that a resumed run writes the rows an undisturbed o
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import statistics
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
+from transformer.boards import Board
 from transformer.errors import UserError
 
 FILE = 'metrics.jsonl'
+_WINDOW, _LEAST = 50, 20  # losses that the next one is held against: at most, at least
+_DEVIATIONS, _FLOOR = 6.0, 0.1  # how far above their median a spike is; in nats, at least
+
+
+def is_spike(loss: float, recent: Sequence[float]) -> bool:
+  """Whether a step's loss stands out from those before it.
+
+  That is: it exceeds their median by six standard deviations of their noise, and by 0.1 nats. The
+  noise is told from the median size of the change between neighbours, which neither a trend nor a
+  spike moves; times 1.4826 / √2 it is the deviation, if the noise is normal.
+  """
+  if len(recent) < _LEAST:
+    return False
+  middle = statistics.median(recent)
+  changes = (abs(b - a) for a, b in itertools.pairwise(recent))
+  deviation = 1.4826 / math.sqrt(2) * statistics.median(changes)
+  return loss > middle + max(_DEVIATIONS * deviation, _FLOOR)
 
 
 class MetricsLog:
   """The metrics of one run.
 
-  folder: the run's. step: where the run stands; rows past it are dropped. sums: unwritten sums of
-  the checkpoint resumed from. every: steps between rows. tokens: a step's, for perf/tokens_per_s.
+  folder: the run's. step: where the run stands; rows past it are dropped. saved: `state` at the
+  checkpoint resumed from, or {}. every: steps between rows. tokens: a step's, for
+  perf/tokens_per_s. boards: who else is to get each row; closed with the log.
   """
 
   def __init__(
     self,
     folder: Path,
     step: int,
-    sums: dict[str, list[float]],
+    saved: dict,
     every: int,
     tokens: int,
-    tensorboard: bool = False,
+    boards: Sequence[Board] = (),
   ):
     _drop_rows_past(folder / FILE, step)
     # By lines, so that a reader sees each row at once, and a kill takes half of one at most.
     self._file = open(folder / FILE, 'a', 1, encoding='utf-8')  # noqa: SIM115 (closed in close)
-    self._board = _Board(folder / 'tensorboard', step) if tensorboard else None
-    self._sums = {name: list(pair) for name, pair in sums.items()}
+    self._boards = boards
+    self._sums = {name: list(pair) for name, pair in saved.get('sums', {}).items()}
+    self._recent = deque(saved.get('losses', ()), _WINDOW)
+    self.spikes = saved.get('spikes', 0)  # in all
     self._every, self._tokens = every, tokens
-    self._pending: list[tuple[int, dict]] = []
-    self._since, self._steps = time.perf_counter(), 0
+    self._pending: list[tuple[int, dict, dict]] = []
+    self._fetched = 0  # steps
+    self._clock: tuple[float, int] | None = None  # when last read, and steps complete by then
     self.last: dict[str, float] = {}
 
   @property
-  def sums(self) -> dict[str, list[float]]:
-    """What has been fetched but is not yet a row."""
-    return self._sums
+  def state(self) -> dict:
+    """What the rows to come depend on: sums fetched that are not yet a row, recent losses."""
+    return {'sums': self._sums, 'losses': list(self._recent), 'spikes': self.spikes}
 
-  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Takes note of a step's metrics, still on the device: name -> (sum, count)."""
-    self._pending.append((step, metrics))
+  def add(self, step: int, metrics: dict[str, jax.Array], more: dict | None = None) -> None:
+    """Takes note of a step's metrics, still on the device: name -> (sum, count).
+
+    more: for a row of its own behind that step's, as `spread` takes it.
+    """
+    self._pending.append((step, metrics, more or {}))
+    if self._clock is None:  # from here on, for the first step has had to be compiled
+      self._read_clock()
 
   def due(self, step: int) -> bool:
     """Whether rows are waiting that end before `step`."""
-    return any(s % self._every == 0 and s < step for s, _ in self._pending)
+    return any(s % self._every == 0 and s < step for s, *_ in self._pending)
 
   def flush(self, watch: Callable[[int, dict], None], before: float = math.inf) -> None:
     """Fetches pending metrics, writes the rows that are complete; `watch` sees every step.
 
     before: leave this step and later ones on the device, which is still at work on them.
     """
-    pending = [(step, metrics) for step, metrics in self._pending if step < before]
+    pending = [entry for entry in self._pending if entry[0] < before]
     self._pending = self._pending[len(pending) :]
-    for (step, _), values in zip(pending, jax.device_get([m for _, m in pending]), strict=True):
-      self._steps += 1
-      for name, (total, count) in values.items():
-        pair = self._sums.setdefault(name, [0.0, 0.0])
-        pair[0] += float(total)
-        pair[1] += float(count)
+    fetched = jax.device_get([(metrics, more) for _, metrics, more in pending])
+    self._fetched += len(pending)
+    for (step, *_), (values, more) in zip(pending, fetched, strict=True):
+      self._sum(values)
       if step % self._every == 0:
         self._row(step)
+      if more:
+        self.write(step, spread(more))
       watch(step, values)
 
   def pause(self) -> None:
     """Leaves what happens until `resume` (evaluation, saving) out of perf/."""
-    self._since = time.perf_counter() - self._since
+    self._paused = time.perf_counter()
 
   def resume(self) -> None:
     """Ends `pause`."""
-    self._since = time.perf_counter() - self._since
+    if self._clock:
+      read, complete = self._clock
+      self._clock = read + time.perf_counter() - self._paused, complete
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes one row."""
     self._file.write(json.dumps({'step': step, **values}) + '\n')
-    if self._board:
-      self._board.write(step, values)
+    for board in self._boards:
+      board.write(step, values)
     self.last = {**self.last, **values}
 
   def sync(self) -> None:
@@ -101,18 +134,49 @@ class MetricsLog:
     """Syncs and lets go of the files."""
     self.sync()
     self._file.close()
-    if self._board:
-      self._board.close()
+    for board in self._boards:
+      board.close()
+
+  def _sum(self, values: dict) -> None:
+    total, count = map(float, values['train/loss'])
+    spike = False
+    if count:  # a skipped step has no loss
+      spike = is_spike(total / count, self._recent)
+      self._recent.append(total / count)
+    self.spikes += spike
+    for name, pair in (values | {'train/spikes': (spike, 1.0)}).items():
+      into = self._sums.setdefault(name, [0.0, 0.0])
+      into[0] += float(pair[0])
+      into[1] += float(pair[1])
 
   def _row(self, step: int) -> None:
     sums, self._sums = self._sums, {}
     row = {n: total / count for n, (total, count) in sums.items() if count and '/' in n}
-    row['train/skipped_steps'] = sums['train/skipped_steps'][0]
-    now = time.perf_counter()
-    seconds = max(now - self._since, 1e-9) / max(self._steps, 1)
-    self._since, self._steps = now, 0
-    row |= {'perf/step_ms': 1e3 * seconds, 'perf/tokens_per_s': self._tokens / seconds}
+    for name in ('train/skipped_steps', 'train/spikes'):
+      row[name] = sums[name][0]
+    seconds, steps = self._read_clock()
+    if steps:  # none, where the row before was written with this step complete as well
+      row['perf/step_ms'] = 1e3 * seconds / steps
+      row['perf/tokens_per_s'] = self._tokens * steps / seconds
     self.write(step, row)
+
+  def _read_clock(self) -> tuple[float, int]:
+    """Seconds since the last reading, and the steps completed in them: fetched or ready to be."""
+    ready = sum(metrics['train/loss'].is_ready() for _, metrics, _ in self._pending)
+    now, complete = time.perf_counter(), self._fetched + ready
+    last, before = self._clock or (now, complete)
+    self._clock = now, complete
+    return max(now - last, 1e-9), complete - before
+
+
+def spread(found: dict[str, np.ndarray]) -> dict[str, float]:
+  """Name -> a number, or one a layer, as a row: 'name' or 'name/layer'. Only finite ones."""
+  row = {}
+  for name, values in found.items():
+    values = np.asarray(values)
+    keys = [f'{name}/{i}' for i in range(len(values))] if values.ndim else [name]
+    row |= {k: float(v) for k, v in zip(keys, values.flat, strict=True) if math.isfinite(v)}
+  return row
 
 
 def read(path: Path) -> list[dict]:
@@ -145,31 +209,3 @@ def _drop_rows_past(path: Path, step: int) -> None:
     f.flush()
     os.fsync(f.fileno())
   os.replace(temporary, path)
-
-
-class _Board:
-  """TensorBoard event files without TensorFlow. What lies past `step` is marked as undone."""
-
-  def __init__(self, folder: Path, step: int):
-    try:
-      from tensorboard.compat.proto import event_pb2, summary_pb2
-      from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError:
-      raise UserError(
-        "--train.tensorboard: needs the extra: pip install 'isoffn[tensorboard]'"
-      ) from None
-    self._event, self._summary = event_pb2, summary_pb2.Summary
-    self._writer = EventFileWriter(str(folder))
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add(step + 1, session_log=start)
-
-  def write(self, step: int, values: dict[str, float]) -> None:
-    scalars = [self._summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
-    self._add(step, summary=self._summary(value=scalars))
-
-  def close(self) -> None:
-    self._writer.close()
-
-  def _add(self, step: int, **what: object) -> None:
-    self._writer.add_event(self._event.Event(step=step, wall_time=time.time(), **what))
-    self._writer.flush()

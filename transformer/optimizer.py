@@ -1,45 +1,27 @@
 """Optimizers from optax, whose numbers are read from `hyper` when the step runs.
 
-Configs that differ only in rates, decay or length therefore share one compiled program.
+Configs that differ only in rates, decay or length therefore share one compiled program. An
+optimizer's body gives the direction of a step; rate, decay and clipping are applied here, once.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from math import prod
+
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
-from transformer import spec
+from transformer import axes, parametrization, spec
 from transformer.config import Config
-from transformer.params import decay_mask
+from transformer.params import decay_mask, path_of
+from transformer.schedules import SCHEDULES, Hyper
 
-Hyper = dict[str, jax.Array]  # traced setting by flag name -> float32 scalar
-
-
-def cosine(step: jax.Array, hyper: Hyper) -> jax.Array:
-  """Linear warm-up, then half a cosine to `final` (Loshchilov & Hutter 2017), as a share of peak.
-
-  Step 0 of w warm-up steps runs at 1/w of the peak, so that no step is wasted at rate 0.
-  """
-  steps, final = hyper['train.steps'], hyper['optim.schedule.final']
-  warmup = jnp.round(steps * hyper['optim.schedule.warmup'])
-  rise = (step + 1.0) / jnp.maximum(warmup, 1.0)
-  done = jnp.clip((step - warmup) / jnp.maximum(steps - warmup, 1.0), 0.0, 1.0)
-  fall = final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
-  return jnp.where(step < warmup, rise, fall)
-
-
-def adamw(hyper: Hyper) -> optax.GradientTransformation:
-  """Adam with decoupled decay of the matrices (Loshchilov & Hutter 2019), before the rate."""
-  h = {name: hyper[f'optim.name.{name}'] for name in ('b1', 'b2', 'eps')}
-  return optax.chain(
-    optax.scale_by_adam(**h),
-    optax.add_decayed_weights(hyper['optim.weight_decay'], mask=decay_mask),
-  )
-
-
-OPTIMIZERS = {'adamw': adamw}
-SCHEDULES = {'cosine': cosine}
+# name -> (config, hyper) -> transformation. Arguments declared static are read from the config.
+OPTIMIZERS = spec.bodies('optim.name')
 
 
 def learning_rate(config: Config, step: jax.Array, hyper: Hyper) -> jax.Array:
@@ -68,10 +50,151 @@ def update(
   norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
   scale = jnp.minimum(1.0, hyper['optim.clip_norm'] / jnp.maximum(norm, 1e-30))
   grads = jax.tree.map(lambda g: g * scale, grads)
-  updates, opt_state = _transform(config, hyper).update(grads, opt_state, params)
-  params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-  return params, opt_state, norm
+  decays = decay_mask(params)
+  if 'optim.name.l2' in hyper:
+    pull = _scaled(params, decays, hyper['optim.name.l2'])
+    grads = jax.tree.map(jnp.add, grads, pull)
+  steps, opt_state = _transform(config, hyper).update(grads, opt_state, params)
+
+  def move(path: tuple, p: jax.Array, step: jax.Array, pull: jax.Array) -> jax.Array:
+    return p - rate * (step * parametrization.rate_factor(config, path_of(path)) + pull)
+
+  pull = _scaled(params, decays, hyper['optim.weight_decay'])
+  return jax.tree_util.tree_map_with_path(move, params, steps, pull), opt_state, norm
+
+
+def _scaled(params: dict, mask: dict, factor: jax.Array) -> dict:
+  """factor · params where the mask holds, else 0."""
+  return jax.tree.map(lambda p, on: factor * p if on else 0.0, params, mask)
+
+
+def average(config: Config, ema: dict, params: dict, step: jax.Array) -> dict:
+  """The moving average of the weights after a step; {} where optim.ema is 0.
+
+  Its decay is min(optim.ema, (1 + t) / (10 + t)) after t earlier steps, so that the average soon
+  forgets the initial weights (as TensorFlow's ExponentialMovingAverage).
+  """
+  if not ema:
+    return ema
+  t = step.astype(jnp.float32)
+  keep = jnp.minimum(config.optim.ema, (1.0 + t) / (10.0 + t))
+  return jax.tree.map(lambda e, p: e + (1.0 - keep) * (p - e), ema, params)
 
 
 def _transform(config: Config, hyper: Hyper) -> optax.GradientTransformation:
-  return OPTIMIZERS[spec.parse('optim.name', config.optim.name).variant](hyper)
+  return OPTIMIZERS[spec.parse('optim.name', config.optim.name).variant](config, hyper)
+
+
+# --- Optimizers: each gives the direction of a step, before rate and decoupled decay.
+
+
+def adam(config: Config, hyper: Hyper) -> optax.GradientTransformation:
+  """Kingma & Ba 2015, algorithm 1."""
+  return optax.scale_by_adam(**{n: hyper[f'optim.name.{n}'] for n in ('b1', 'b2', 'eps')})
+
+
+def sgd(config: Config, hyper: Hyper) -> optax.GradientTransformation:
+  """The sum of gradients, older ones decayed."""
+  nesterov = spec.parse('optim.name', config.optim.name).nesterov
+  return optax.trace(hyper['optim.name.momentum'], nesterov)
+
+
+def lion(config: Config, hyper: Hyper) -> optax.GradientTransformation:
+  """Chen et al. 2023, program 1."""
+  return optax.scale_by_lion(hyper['optim.name.b1'], hyper['optim.name.b2'])
+
+
+def adafactor(config: Config, hyper: Hyper) -> optax.GradientTransformation:
+  """Shazeer & Stern 2018, algorithm 4 at an absolute rate; `relative`: algorithm 5.
+
+  Absolute by default, so that AdamW's rate serves it too (as Zhai et al. 2022, §3.4).
+  """
+  variant = spec.parse('optim.name', config.optim.name)
+  inner = optax.chain(
+    optax.scale_by_factored_rms(
+      decay_rate=hyper['optim.name.power'], min_dim_size_to_factor=variant.factor_from
+    ),
+    optax.clip_by_block_rms(hyper['optim.name.clip']),
+    optax.scale_by_param_block_rms() if variant.relative else optax.identity(),
+  )
+
+  def init(params: dict) -> dict:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, p: _by_layer(path, inner.init)(p), _matrices(params)
+    )
+
+  def update(grads: dict, state: dict, params: dict) -> tuple[dict, dict]:
+    both = jax.tree_util.tree_map_with_path(
+      lambda path, g, s, p: _by_layer(path, inner.update)(g, s, p),
+      *(_matrices(grads), state, _matrices(params)),
+    )
+    steps = jax.tree.map(lambda g, out: out[0].reshape(g.shape), grads, both)
+    return steps, jax.tree.map(lambda _, out: out[1], grads, both)
+
+  return optax.GradientTransformation(init, update)
+
+
+def muon(config: Config, hyper: Hyper) -> optax.GradientTransformation:
+  """Jordan et al. 2024; Adam for what is not a matrix between two widths.
+
+  An orthogonal matrix of n rows and columns has rms 1/√n: times .2 √max(fan_in, fan_out) it has
+  about Adam's (Liu et al. 2025, eq. 4).
+  """
+  variant = spec.parse('optim.name', config.optim.name)
+
+  def dimensions(params: dict) -> dict:
+    return jax.tree_util.tree_map_with_path(lambda p, _: _muon_axes(path_of(p)), params)
+
+  def rescale(steps: dict, params: dict | None = None) -> dict:
+    def one(path: tuple, x: jax.Array) -> jax.Array:
+      sides = (prod(x.shape[i] for i in side) for side in _muon_axes(path_of(path)))
+      return 0.2 * max(sides) ** 0.5 * x
+
+    return jax.tree_util.tree_map_with_path(one, steps)
+
+  orthogonal = contrib.scale_by_muon(
+    ns_steps=variant.iterations,
+    beta=hyper['optim.name.beta'],
+    nesterov=variant.nesterov,
+    weight_dimension_numbers=dimensions,
+  )
+  return optax.partition(
+    {'muon': optax.chain(orthogonal, optax.stateless(rescale)), 'adam': adam(config, hyper)},
+    lambda params: jax.tree_util.tree_map_with_path(
+      lambda p, _: 'muon' if parametrization.hidden(path_of(p)) else 'adam', params
+    ),
+  )
+
+
+def _muon_axes(path: str) -> contrib.MuonDimensionNumbers:
+  """Which dimensions a matrix sums over and which it yields; layers are neither."""
+  letters, fan_in = axes.letters(path), axes.param(path).fan_in
+  return contrib.MuonDimensionNumbers(
+    tuple(i for i, c in enumerate(letters) if c in fan_in),
+    tuple(i for i, c in enumerate(letters) if c not in fan_in + 'L'),
+  )
+
+
+def _by_layer(path: tuple, function: Callable) -> Callable:
+  """`function` of arrays, applied to each layer of stacked ones."""
+  return jax.vmap(function) if axes.letters(path_of(path)).startswith('L') else function
+
+
+def _matrices(tree: dict) -> dict:
+  """A tree of parameters with heads and head width as one dimension."""
+
+  def one(path: tuple, x: jax.Array) -> jax.Array:
+    heads = re.search('[NK]H', axes.letters(path_of(path)))
+    return x.reshape(*x.shape[: heads.start()], -1, *x.shape[heads.end() :]) if heads else x
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+OPTIMIZERS |= {
+  'adamw': adam,
+  'adam': adam,
+  'sgd': sgd,
+  'lion': lion,
+  'adafactor': adafactor,
+  'muon': muon,
+}

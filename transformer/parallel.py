@@ -44,7 +44,7 @@ def make(config: Config) -> MeshParallel | PmapParallel:
     )
   if mode == 'pmap':
     return PmapParallel(devices)
-  return MeshParallel(mesh, frozenset(count.shapes(config)))
+  return MeshParallel(mesh, count.shapes(config))
 
 
 def _settle(out: Tree, devices: list[jax.Device]) -> Tree:
@@ -58,13 +58,18 @@ def _settle(out: Tree, devices: list[jax.Device]) -> Tree:
   return out
 
 
+def _rarely(devices: list[jax.Device]) -> dict | None:
+  """Options for a program that costs more to compile than to run: on CPU, not to optimize it."""
+  return {'xla_backend_optimization_level': 0} if devices[0].platform == 'cpu' else None
+
+
 class MeshParallel:
   """jit over a mesh: arrays laid out by the letter table, communication by the compiler.
 
-  mesh: axis -> size. parameters: the paths of the model's.
+  mesh: axis -> size. parameters: path -> shape of the model's.
   """
 
-  def __init__(self, mesh: dict[str, int], parameters: frozenset[str]):
+  def __init__(self, mesh: dict[str, int], parameters: dict[str, tuple[int, ...]]):
     devices = np.array(jax.devices()[: prod(mesh.values())]).reshape(tuple(mesh.values()))
     self._axes, self._parameters, self.devices = mesh, parameters, list(devices.flat)
     self._mesh = Mesh(devices, tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
@@ -93,6 +98,11 @@ class MeshParallel:
     """(params, batch) -> sums."""
     return self._jit(lambda params, batch: step(params, batch, lambda x: x))
 
+  def compile_whole(self, function: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Tree], Tree]:
+    """(state or parameters, host batch) -> anything; for what runs rarely, on whole arrays."""
+    compiled = self._jit(function, compiler_options=_rarely(self.devices))
+    return lambda tree, batch: compiled(tree, self.put(batch))
+
   def put(self, batch: dict[str, np.ndarray]) -> Tree:
     """A host batch on the devices, rows shared out."""
     return jax.tree.map(lambda x: jax.device_put(x, self._batch_sharding(x)), batch)
@@ -119,10 +129,10 @@ class MeshParallel:
     return NamedSharding(self._mesh, PartitionSpec(*spec))
 
   def _sharding_of(self, key_path: tuple, x: jax.ShapeDtypeStruct) -> NamedSharding:
-    """By the table if the leaf is a parameter or a moment of one, else replicated."""
+    """By the table if the leaf is a parameter or a moment of its shape, else replicated."""
     names, spec = path_of(key_path).split('/'), ()
     for i in range(len(names)):  # .params/embed/table and .opt_state/…/mu/embed/table alike
-      if (path := '/'.join(names[i:])) in self._parameters:
+      if self._parameters.get(path := '/'.join(names[i:])) == x.shape:
         spec = axes.partition(axes.letters(path), x.shape, self._axes, parameter=True)
     return NamedSharding(self._mesh, PartitionSpec(*spec))
 
@@ -146,6 +156,11 @@ class PmapParallel:
   def compile_eval(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
     """(params, batch) -> sums."""
     return self._pmap(step, donate=False)
+
+  def compile_whole(self, function: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Tree], Tree]:
+    """(state or parameters, host batch) -> anything; for what runs rarely, on whole arrays."""
+    compiled = jax.jit(function, compiler_options=_rarely(self.devices))
+    return lambda tree, batch: compiled(self.fetch(tree), batch)
 
   def put(self, batch: dict[str, np.ndarray]) -> Tree:
     """A host batch cut into a share a device."""

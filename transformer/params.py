@@ -18,23 +18,22 @@ from transformer import axes, count
 from transformer.config import Config
 
 
-def initializer(path: str, num_layers: int = 0) -> Callable[..., jax.Array]:
+def initializer(path: str, num_layers: int = 0, factor: float = 1.0) -> Callable[..., jax.Array]:
   """The Linen initializer (key, shape, dtype) of a parameter path such as 'ffn/up'.
 
   num_layers: depth of the residual stream the module writes to; 0 leaves the deviation unscaled.
+  factor: on the deviation besides.
   """
   rule = axes.param(path)
 
   def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    if rule.init == 'zeros':
-      return jnp.zeros(shape, dtype)
-    if rule.init == 'ones':
-      return jnp.ones(shape, dtype)
+    if rule.init != 'normal':
+      return jnp.full(shape, rule.init, dtype)
     fan_in = prod(n for letter, n in zip(rule.letters, shape, strict=True) if letter in rule.fan_in)
     variance = 1 / fan_in
     if rule.residual and num_layers:
       variance /= 2 * num_layers
-    return variance**0.5 * jax.random.normal(key, shape, dtype)
+    return factor * variance**0.5 * jax.random.normal(key, shape, dtype)
 
   return init
 
@@ -42,14 +41,19 @@ def initializer(path: str, num_layers: int = 0) -> Callable[..., jax.Array]:
 def initialize(config: Config, key: jax.Array) -> dict:
   """The nested parameter tree of a resolved config, float32. Pure; may be jitted."""
   tree: dict = {}
+  factors = {'ffn/down': config.ffn.down_init, 'attention/out': config.model.out_init}
+  first = {group.name: group.first for group in count.groups(config)}
   for path, shape in count.shapes(config).items():
-    own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    init = initializer(path, config.model.num_layers)
-    if axes.letters(path).startswith('L'):
-      keys = jax.vmap(lambda layer, own=own: jax.random.fold_in(own, layer))(jnp.arange(shape[0]))
+    owner, _, rest = path.partition('/')
+    factor = factors.get('/'.join(path.split('/')[-2:]), 1.0)
+    init = initializer(path, config.model.num_layers, factor)
+    if owner in first:  # a layer's key does not tell how layers are grouped
+      own = jax.random.fold_in(key, zlib.crc32(f'layers/{rest}'.encode()))
+      layers = jnp.arange(first[owner], first[owner] + shape[0])
+      keys = jax.vmap(lambda layer, own=own: jax.random.fold_in(own, layer))(layers)
       leaf = jax.vmap(lambda k, init=init, shape=shape: init(k, shape[1:]))(keys)
     else:
-      leaf = init(own, shape)
+      leaf = init(jax.random.fold_in(key, zlib.crc32(path.encode())), shape)
     *owners, name = path.split('/')
     node = tree
     for owner in owners:

@@ -12,20 +12,30 @@ import platform
 import subprocess
 from pathlib import Path
 
+from transformer import plugin
 from transformer.config import Config, config_hash
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tokenizers', 'numpy')
 _DECISIVE = ('jax', 'jaxlib', 'flax', 'optax')
-_ONLOOKERS = ('analysis', 'decode.py', 'flags.py')
+_ONLOOKERS = ('analysis', 'boards.py', 'decode.py', 'evaluate.py', 'flags.py', 'replay.py')
 _ROOT = Path(__file__).parent
 
 
-@functools.cache
-def code_digest() -> str:
-  """Sixteen hex digits over what decides a result: the library's source and the versions of JAX's.
+def code_digest(config: Config) -> str:
+  """Sixteen hex digits over what decides the result of a config.
 
-  Left out is what only looks at results: analysis, decoding, flags.
+  That is the library's source, the versions of JAX's, and the user's files that declare a variant
+  the config uses. Left out is what only looks at results: analysis, decoding, flags.
   """
+  files = sorted(plugin.origins(config).values())
+  if not files:
+    return library_digest()
+  return hashlib.sha256(json.dumps([library_digest(), *files]).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def library_digest() -> str:
+  """The part of `code_digest` that all configs share, as it is when first asked for."""
   total = hashlib.sha256(json.dumps({n: versions().get(n) for n in _DECISIVE}).encode())
   for path in sorted(_ROOT.rglob('*.py')):
     if path.relative_to(_ROOT).parts[0] in _ONLOOKERS:
@@ -72,14 +82,15 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
-def describe() -> dict:
+def describe(config: Config) -> dict:
   """Code, versions and machine of this process. Starts jax."""
   import jax
 
   devices = jax.devices()
   return {
     'git_commit': git_commit(),
-    'code': code_digest(),
+    'code': code_digest(config),
+    'plugins': plugin.origins(config),
     'versions': versions(),
     'python': platform.python_version(),
     'platform': platform.platform(),
@@ -89,8 +100,13 @@ def describe() -> dict:
   }
 
 
-def write(folder: Path, config: Config, fingerprint: str, info: dict) -> None:
-  """Writes provenance.json into a run's folder; of a run that is continued, also who began it."""
+def write(
+  folder: Path, config: Config, fingerprint: str, info: dict, origin: dict | None = None
+) -> None:
+  """Writes provenance.json into a run's folder; of a run that is continued, also who began it.
+
+  origin: what of the run that this one begins from; once written it stays.
+  """
   path = folder / 'provenance.json'
   try:
     last = json.loads(path.read_text(encoding='utf-8'))
@@ -99,8 +115,9 @@ def write(folder: Path, config: Config, fingerprint: str, info: dict) -> None:
   sitting = {k: last[k] for k in ('started', 'code', 'git_commit', 'device') if k in last}
   record = {
     'config_hash': config_hash(config),
-    **describe(),
+    **describe(config),
     'data': {'fingerprint': fingerprint, **info},
+    'origin': origin or last.get('origin'),
     'earlier_sittings': [*last.get('earlier_sittings', []), sitting] if last else [],
     'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }

@@ -1,7 +1,8 @@
 """Variants in one string: 'bpe(vocab_size=4096)' <-> an instance of its declaration.
 
 A slot is a setting that takes a variant, named by its flag ('ffn.activation'). A declaration is a
-frozen dataclass registered under (slot, name); its fields are the variant's arguments.
+frozen dataclass registered under (slot, name); its fields are the variant's arguments. An argument
+may itself be a variant: 'product(silu, identity)'.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ import re
 import typing
 from collections.abc import Callable
 
+from transformer import axes
 from transformer.errors import UserError, nearest
 
 _DECLARED: dict[str, dict[str, type]] = {}
+_BODIES: dict[str, dict[str, Callable]] = {}
 _COLON = re.compile(r'^([a-zA-Z_]\w*):(.*)$', re.DOTALL)
 
 
 def declare(slot: str, name: str) -> Callable[[type], type]:
-  """Class decorator: declares variant `name` of `slot`; annotations become its arguments."""
+  """Class decorator: declares variant `name` of `slot`; annotations become its arguments.
+
+  The class attribute `parameters`, name -> axes.Param, lists arrays that an activation owns.
+  """
 
   def register(cls: type) -> type:
     cls = dataclasses.dataclass(frozen=True)(cls)
@@ -31,6 +37,8 @@ def declare(slot: str, name: str) -> Callable[[type], type]:
     if name in _DECLARED.setdefault(slot, {}):
       raise ValueError(f'{slot}={name} is declared twice')
     _DECLARED[slot][name] = cls
+    for parameter, rule in getattr(cls, 'parameters', {}).items():
+      axes.PARAMS[rf'ffn/(middle_)?(gate_|up_)?{name}_{parameter}'] = rule
     return cls
 
   return register
@@ -46,6 +54,11 @@ def variants(slot: str) -> dict[str, type]:
   return dict(_DECLARED[slot])
 
 
+def bodies(slot: str) -> dict[str, Callable]:
+  """Name -> body of the variants of `slot`, filled by the slot's room and by a user's own file."""
+  return _BODIES.setdefault(slot, {})
+
+
 def parse(slot: str, text: str) -> typing.Any:
   """Returns the declared instance that `text` describes.
 
@@ -54,7 +67,7 @@ def parse(slot: str, text: str) -> typing.Any:
   """
   colon = _COLON.match(text)
   if colon:
-    name, args, keywords = colon[1], [colon[2]], {}
+    name, args, keywords = colon[1], [ast.Constant(colon[2])], {}
   else:
     name, args, keywords = _parse_call(slot, text)
   declared = _DECLARED[slot]
@@ -73,30 +86,74 @@ def parse(slot: str, text: str) -> typing.Any:
       raise UserError(f'--{slot}={text}: {key} is given twice')
     values[key] = value
   for key, value in values.items():
-    values[key] = check_value(f'--{slot}={text}: {key}', fields[key], value)
+    values[key] = _argument(slot, text, fields[key], value)
   missing = [k for k, f in fields.items() if k not in values and f.default is dataclasses.MISSING]
   if missing:
     raise UserError(f'--{slot}={text}: {name} needs {missing[0]}, as in {usage(declared[name])}')
   return declared[name](**values)
 
 
+def _argument(slot: str, text: str, field: dataclasses.Field, node: ast.expr) -> typing.Any:
+  """The value of one argument; of one that is itself a variant, its shortest text."""
+  inner = field.metadata.get('slot')
+  try:
+    if not inner:
+      value = ast.literal_eval(node)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+      value = node.value
+    else:
+      value = ast.unparse(node)
+  except (ValueError, TypeError, MemoryError, RecursionError):
+    raise _malformed(slot, text) from None
+  if inner:
+    return canonical(parse(inner, value))
+  return check_value(f'--{slot}={text}: {field.name}', field, value)
+
+
 def canonical(variant: typing.Any) -> str:
   """The shortest text that parses to `variant`: defaults left out."""
-  fields = dataclasses.fields(variant)
-  if len(fields) == 1 and fields[0].metadata.get('colon'):
-    return f'{variant.variant}:{getattr(variant, fields[0].name)}'
-  given = [f for f in fields if getattr(variant, f.name) != f.default]
-  inside = ', '.join(f'{f.name}={getattr(variant, f.name)!r}' for f in given)
+  given = [f for f in dataclasses.fields(variant) if getattr(variant, f.name) != f.default]
+  if len(given) == 1 and given[0].metadata.get('colon'):
+    return f'{variant.variant}:{getattr(variant, given[0].name)}'
+  inside = ', '.join(f'{f.name}={_shown(f, getattr(variant, f.name))}' for f in given)
   return f'{variant.variant}({inside})' if inside else variant.variant
+
+
+def _shown(field: dataclasses.Field, value: typing.Any) -> str:
+  return value if field.metadata.get('slot') else repr(value)
 
 
 def usage(declaration: type) -> str:
   """How a variant is written with all its arguments, as in 'bpe(vocab_size=4096)'."""
   fields = dataclasses.fields(declaration)
-  if len(fields) == 1 and fields[0].metadata.get('colon'):
-    return f'{declaration.variant}:{fields[0].name.upper()}'
-  inside = ', '.join(f'{f.name}={f.default!r}' for f in fields)
+  if fields and fields[0].metadata.get('colon'):
+    name, text = declaration.variant, fields[0].name.upper()
+    more = ''.join(f', {f.name}={_shown(f, f.default)}' for f in fields[1:])
+    return f'{name}:{text}' + (f' or {name}({text!r}{more})' if more else '')
+  inside = ', '.join(f'{f.name}={_shown(f, f.default)}' for f in fields)
   return f'{declaration.variant}({inside})' if inside else declaration.variant
+
+
+def split(text: str) -> list[str]:
+  """Cuts 'a,b(c=1, d=2),e' at the commas outside brackets and quotes; at ';' if there is one.
+
+  Blanks around parts are dropped.
+  """
+  if ';' in text:
+    return [part.strip() for part in text.split(';') if part.strip()]
+  parts, depth, quote = [''], 0, ''
+  for c in text:
+    if quote:
+      quote = '' if c == quote else quote
+    elif c in '\'"':
+      quote = c
+    else:
+      depth += (c in '([{') - (c in ')]}')
+    if c == ',' and not quote and depth <= 0:
+      parts.append('')
+    else:
+      parts[-1] += c
+  return [part.strip() for part in parts if part.strip()]
 
 
 def check_value(where: str, field: dataclasses.Field, value: typing.Any) -> typing.Any:
@@ -121,16 +178,20 @@ def check_value(where: str, field: dataclasses.Field, value: typing.Any) -> typi
   return value
 
 
-def _parse_call(slot: str, text: str) -> tuple[str, list, dict]:
-  """Splits 'name(1, key=2)' into its name, positional and keyword values."""
+def _parse_call(slot: str, text: str) -> tuple[str, list[ast.expr], dict[str, ast.expr]]:
+  """Splits 'name(1, key=2)' into its name, positional and keyword arguments."""
   try:
     node = ast.parse(text.strip(), mode='eval').body
-    if isinstance(node, ast.Name):
-      return node.id, [], {}
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-      keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
-      if len(keywords) == len(node.keywords):
-        return node.func.id, [ast.literal_eval(a) for a in node.args], keywords
-  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-    pass  # the last two: nested too deeply
-  raise UserError(f'--{slot}={text}: expected name or name(argument=value), with literal values')
+  except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: nested too deeply
+    raise _malformed(slot, text) from None
+  if isinstance(node, ast.Name):
+    return node.id, [], {}
+  if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+    keywords = {k.arg: k.value for k in node.keywords if k.arg}
+    if len(keywords) == len(node.keywords):
+      return node.func.id, node.args, keywords
+  raise _malformed(slot, text)
+
+
+def _malformed(slot: str, text: str) -> UserError:
+  return UserError(f'--{slot}={text}: expected name or name(argument=value), with literal values')

@@ -18,6 +18,7 @@ class TrainState:
 
   step: int32, steps taken, bad ones included. params, opt_state: float32 trees.
   model_state: what layers keep between steps besides parameters.
+  ema: a moving average of params, float32; {} where optim.ema is 0.
   hyper: traced settings by flag name. key: uint32 (2,), the run's PRNG key data.
   bad_steps: int32, non-finite steps in a row. skipped: int32, non-finite steps in all.
   """
@@ -26,10 +27,16 @@ class TrainState:
   params: dict
   opt_state: optax.OptState
   model_state: dict
+  ema: dict
   hyper: dict[str, jax.Array]
   key: jax.Array
   bad_steps: jax.Array
   skipped: jax.Array
+
+  @property
+  def eval_params(self) -> dict:
+    """The weights a run is judged by: the moving average where there is one."""
+    return self.ema or self.params
 
 
 def hyper_arrays(config: Config) -> dict[str, np.ndarray]:
@@ -47,6 +54,7 @@ def create(config: Config, seed: jax.Array, hypers: dict[str, jax.Array]) -> Tra
     params=weights,
     opt_state=optimizer.init(config, weights, hypers),
     model_state={},
+    ema=weights if config.optim.ema else {},
     hyper=hypers,
     key=jax.random.key_data(noise_key),
     bad_steps=zero,

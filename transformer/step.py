@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from transformer import model, optimizer
+from transformer import loss, model, optimizer
 from transformer.config import Config
-from transformer.loss import cross_entropy
+from transformer.optimizer import Hyper
 from transformer.state import TrainState
 
 Batch = dict[str, jax.Array]  # tokens: int32 (B, T+1), −1 is padding; rows: int32 (B,), global row
@@ -29,14 +29,21 @@ def split(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
 
 
 def loss_sums(
-  config: Config, params: dict, tokens: jax.Array, noise_B: jax.Array | None
+  config: Config, params: dict, hyper: Hyper, tokens: jax.Array, noise_B: jax.Array | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """The objective as a sum over tokens, and (Σ cross-entropy in nats, number of targets)."""
+  answer, aux = _answer(config, params, tokens, noise_B)
+  objective, sums = loss.sums(*answer, config.loss.label_smoothing, hyper['loss.z_loss'])
+  losses = [part.losses for part in (aux if isinstance(aux, list) else [aux])]
+  extra = sum((jnp.sum(x) for x in jax.tree.leaves(losses)), jnp.zeros(()))
+  return objective + sums[1] * extra, sums
+
+
+def _answer(config: Config, params: dict, tokens: jax.Array, noise_B: jax.Array | None) -> tuple:
+  """((logits_BTV, targets_BT, weights_BT), what the layers return beside)."""
   inputs_BT, targets_BT, weights_BT, segments_BT = split(tokens)
   logits_BTV, aux = model.build(config).apply({'params': params}, inputs_BT, segments_BT, noise_B)
-  loss_sum, count = cross_entropy(logits_BTV, targets_BT, weights_BT)
-  extra = sum((jnp.sum(loss) for loss in aux.losses.values()), jnp.zeros(()))
-  return loss_sum + count * extra, (loss_sum, count)
+  return (logits_BTV, targets_BT, weights_BT), aux
 
 
 def train_step(
@@ -47,10 +54,7 @@ def train_step(
   Gradients are summed over micro-batches and devices and divided once by the global number of
   targets. A step whose loss, gradient or result is not finite changes nothing but the counters.
   """
-  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-  grads, sums = _accumulate(config, state.params, batch, key)
-  grads, (loss_sum, count) = reduce((grads, sums))
-  grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+  grads, (loss_sum, count) = gradient(config, state, batch, reduce)
   rate = optimizer.learning_rate(config, state.step, state.hyper)
   params, opt_state, norm = optimizer.update(
     config, grads, state.opt_state, state.params, state.hyper, rate
@@ -66,6 +70,7 @@ def train_step(
     step=state.step + 1,
     params=keep(params, state.params),
     opt_state=keep(opt_state, state.opt_state),
+    ema=keep(optimizer.average(config, state.ema, params, state.step), state.ema),
     bad_steps=(state.bad_steps + 1) * bad,
     skipped=state.skipped + bad,
   )
@@ -79,20 +84,32 @@ def train_step(
   return state, metrics
 
 
+def gradient(config: Config, state: TrainState, batch: Batch, reduce: Reduce) -> tuple:
+  """The mean gradient over all targets of a step, and (Σ cross-entropy, number of targets)."""
+  grads, sums = _accumulate(config, state.params, state.hyper, batch, noise_key(state))
+  grads, (loss_sum, count) = reduce((grads, sums))
+  return jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads), (loss_sum, count)
+
+
+def noise_key(state: TrainState) -> jax.Array:
+  """The key of all that a step draws; folded with the row it gives the row's own."""
+  return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+
 def eval_step(config: Config, params: dict, batch: Batch, reduce: Reduce) -> jax.Array:
   """(Σ cross-entropy in nats, number of targets) of a batch, as a float32 (2,)."""
-  _, (loss_sum, count) = loss_sums(config, params, batch['tokens'], None)
-  return reduce(jnp.stack([loss_sum, count]))
+  answer, _ = _answer(config, params, batch['tokens'], None)
+  return reduce(jnp.stack(loss.sums(*answer)[1]))
 
 
-def _accumulate(config: Config, params: dict, batch: Batch, key: jax.Array) -> tuple:
+def _accumulate(config: Config, params: dict, hyper: Hyper, batch: Batch, key: jax.Array) -> tuple:
   """Sums of gradient and metrics over the micro-batches of a batch."""
 
   def one(part: Batch) -> tuple:
     noise_B = None
-    if config.model.dropout:
+    if model.uses_noise(config):
       noise_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(part['rows'])
-    grad = jax.grad(lambda p: loss_sums(config, p, part['tokens'], noise_B), has_aux=True)
+    grad = jax.grad(lambda p: loss_sums(config, p, hyper, part['tokens'], noise_B), has_aux=True)
     return grad(params)
 
   parts = config.train.accumulate

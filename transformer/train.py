@@ -9,21 +9,24 @@ import contextlib
 import functools
 import itertools
 import math
+import statistics
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from transformer import count, data, parallel, provenance, state, step
+from transformer import bad, boards, count, data, diagnose, parallel, provenance, runs, state, step
+from transformer.begin import begin, check_tokenizer
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, resolve, static_key
 from transformer.errors import UserError
-from transformer.metrics import FILE, MetricsLog, read
+from transformer.metrics import FILE, MetricsLog, read, spread
 from transformer.state import TrainState
 
 TOKENIZER = 'tokenizer.json'
 _AHEAD = 16  # evaluation batches on the device at a time
+_LOOKED_AT = 1024  # held-out tokens that rows ffn/… are made of
 
 
 class Stopped(Exception):
@@ -45,7 +48,7 @@ class Control:
     """Raises if the run's claim on its folder is lost."""
 
   def beat(self, **progress: object) -> None:
-    """Takes note of progress: step, steps, loss, tokens_per_s, phase."""
+    """Takes note of progress: step, steps, loss, tokens_per_s, spikes, phase."""
 
 
 class Program:
@@ -57,6 +60,9 @@ class Program:
     self.train_step = self.executor.compile(functools.partial(step.train_step, config))
     self.eval_step = self.executor.compile_eval(functools.partial(step.eval_step, config))
     self._rows = np.arange(config.data.batch_size, dtype=np.int32)
+    whole = self.executor.compile_whole
+    self.ffn_statistics = whole(functools.partial(diagnose.ffn_statistics, config))
+    self.training_statistics = whole(functools.partial(diagnose.training_statistics, config))
 
   def init(self, config: Config) -> TrainState:
     """The state of `config` before step 0."""
@@ -64,7 +70,11 @@ class Program:
 
   def put(self, tokens: np.ndarray) -> dict:
     """A host batch (B, T+1) on the devices."""
-    return self.executor.put({'tokens': tokens, 'rows': self._rows})
+    return self.executor.put(self.batch(tokens))
+
+  def batch(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """The same on the host."""
+    return {'tokens': tokens, 'rows': self._rows}
 
 
 _programs: dict[str, Program] = {}
@@ -101,6 +111,7 @@ class _Run:
     self.config, self.folder, self.control = config, folder, control
     self.tokens = config.data.batch_size * config.data.seq_len
     self.last_norm = math.nan
+    self.origin: dict | None = None  # for provenance, where the run begins from another one
     self.start, self.before = time.perf_counter(), 0.0  # seconds of earlier sittings
 
   def go(self) -> dict:
@@ -113,29 +124,33 @@ class _Run:
     ) as self.checkpoints:
       return self._train(*self._restore())
 
-  def _train(self, current: TrainState, begin: int, sums: dict) -> dict:
+  def _train(self, current: TrainState, begin: int, saved: dict) -> dict:
     train, steps = self.config.train, self.config.train.steps
-    provenance.write(self.folder, self.config, self.data.fingerprint, self.data.info)
+    provenance.write(self.folder, self.config, self.data.fingerprint, self.data.info, self.origin)
     if self.data.tokenizer:  # what text this run can read, whatever becomes of its source
       (self.folder / TOKENIZER).write_text(self.data.tokenizer.to_json(), encoding='utf-8')
     with contextlib.closing(
-      MetricsLog(self.folder, begin, sums, train.log_every, self.tokens, train.tensorboard)
+      MetricsLog(
+        *(self.folder, begin, saved, train.log_every, self.tokens),
+        boards.attach(self.config, self.folder, begin),
+      )
     ) as self.log:
       evaluated: dict[str, float] = {}
       self._beat(begin, 'compiling')
       for i in range(begin, steps):
-        current, metrics = self.program.train_step(
-          current, self.program.put(self.data.train_batch(i))
-        )
-        now = i + 1
-        self.log.add(now, metrics)
+        now, tokens = i + 1, self.data.train_batch(i)
+        looked = {}
+        if train.diagnose and now % train.diagnose == 0:
+          looked = self.program.training_statistics(current, self.program.batch(tokens))
+        current, metrics = self.program.train_step(current, self.program.put(tokens))
+        self.log.add(now, metrics, looked)
         if self.log.due(now):
-          self.log.flush(self._watch, before=now)
+          self.log.flush(functools.partial(self._watch, current), before=now)
         self._beat(now, 'training')
         last = now == steps
         evaluate = last or now % train.eval_every == 0
         if evaluate or now % train.checkpoint_every == 0 or self.control.stop:
-          self.log.flush(self._watch)
+          self.log.flush(functools.partial(self._watch, current))
           self.log.pause()
           evaluated = self._evaluate(current, now) if evaluate else {}
           self._save(current, now, evaluated)
@@ -150,7 +165,7 @@ class _Run:
   def _restore(self) -> tuple[TrainState, int, dict]:
     fresh = self.program.init(self.config)
     if self.checkpoints.empty:
-      return fresh, 0, {}
+      return *self._begin(fresh), {}
     like = jax.tree.map(_abstract, self.program.executor.fetch(fresh))
     del fresh  # or memory would have to hold it beside the one restored
     restored, host = self.checkpoints.restore(like)
@@ -161,7 +176,19 @@ class _Run:
       )
     self.before = host['seconds']
     restored = restored.replace(hyper=state.hyper_arrays(self.config))
-    return self.program.executor.place(restored), int(restored.step), host['sums']
+    return self.program.executor.place(restored), int(restored.step), host
+
+  def _begin(self, fresh: TrainState) -> tuple[TrainState, int]:
+    """The state of a run that has no checkpoint yet, and its step."""
+    origin = runs.origin(self.config)
+    if origin is None:
+      return fresh, 0
+    check_tokenizer(
+      self.config, origin, self.data.tokenizer.to_json() if self.data.tokenizer else None
+    )
+    print(origin.describe(self.config))
+    begun, self.origin = begin(self.config, origin, self.program.executor.fetch(fresh))
+    return self.program.executor.place(begun), int(begun.step)
 
   def _evaluate(self, current: TrainState, now: int) -> dict[str, float]:
     """Mean loss over all held-out tokens, as a row."""
@@ -169,14 +196,23 @@ class _Run:
     sums: list[np.ndarray] = []
     batches = self.data.eval_batches()
     while ahead := [self.program.put(tokens) for tokens in itertools.islice(batches, _AHEAD)]:
-      sums += jax.device_get([self.program.eval_step(current.params, b) for b in ahead])
+      sums += jax.device_get([self.program.eval_step(current.eval_params, b) for b in ahead])
       self._beat(now, 'evaluating')
     nats, targets = np.sum(np.asarray(sums, np.float64), axis=0)
     row = {'eval/loss': float(nats / targets)}
     if self.data.held_out_bytes:
       row['eval/bits_per_byte'] = float(nats / math.log(2) / self.data.held_out_bytes)
+    if self.config.train.ffn_statistics:
+      self.log.write(now, self._ffn_row(current))
     self.log.write(now, row)
     return row
+
+  def _ffn_row(self, current: TrainState) -> dict[str, float]:
+    """What the FFN makes of the first held-out rows."""
+    tokens = next(iter(self.data.eval_batches()))
+    rows = max(1, _LOOKED_AT // self.config.data.seq_len)
+    found = self.program.ffn_statistics(current.eval_params, {'tokens': tokens[:rows]})
+    return spread(jax.device_get(found))
 
   def _evaluation(self, step: int) -> dict[str, float]:
     """What the rows written before say of `step`; empty if it was not evaluated."""
@@ -189,16 +225,21 @@ class _Run:
     self.control.check()
     self.log.sync()
     seconds = self.before + time.perf_counter() - self.start
-    host = {'sums': self.log.sums, 'data': self.data.fingerprint, 'seconds': seconds}
+    host = {**self.log.state, 'data': self.data.fingerprint, 'seconds': seconds}
     self.checkpoints.save(self.program.executor.fetch(current), host, evaluated or None)
 
-  def _watch(self, now: int, metrics: dict) -> None:
-    """Ends a run that keeps diverging."""
+  def _watch(self, current: TrainState, now: int, metrics: dict) -> None:
+    """Keeps what it takes to repeat a bad step, ends a run that has too many of them in a row."""
     in_a_row, norm = metrics['bad']
     rate = float(metrics['train/learning_rate'][0])
     if not in_a_row:
       self.last_norm = float(norm)
-    elif in_a_row >= self.config.train.max_bad_steps:
+      return
+    if bad.is_wanted(self.folder, now):
+      self.checkpoints.wait()  # what is not complete cannot be kept
+      batch = self.program.batch(self.data.train_batch(now - 1))
+      bad.keep(self.folder, now, int(in_a_row), batch, self.program.executor.fetch(current))
+    if in_a_row >= self.config.train.max_bad_steps:
       raise NonFinite(
         f'{int(in_a_row)} steps in a row without a finite loss, gradient and update, up to step '
         f'{now}: learning rate {rate:.3g}, gradient norm {norm:.3g}, at the last good step '
@@ -212,19 +253,23 @@ class _Run:
       steps=self.config.train.steps,
       loss=last.get('train/loss'),
       tokens_per_s=last.get('perf/tokens_per_s'),
+      spikes=self.log.spikes if hasattr(self, 'log') else 0,
       phase=phase,
     )
 
   def _result(self, current: TrainState, evaluated: dict[str, float]) -> dict:
-    rates = [r['perf/tokens_per_s'] for r in read(self.folder / FILE) if 'perf/tokens_per_s' in r]
-    rates = sorted(rates[1:] or rates)  # the first one holds the compilation
+    key = 'perf/tokens_per_s'
+    rates = [row[key] for row in read(self.folder / FILE) if key in row]
+    origin = runs.provenance(self.folder).get('origin')
     return {
       'step': self.config.train.steps,
       **evaluated,
-      'tokens_per_s': rates[len(rates) // 2] if rates else None,
+      'tokens_per_s': statistics.median(rates) if rates else None,
       'seconds': self.before + time.perf_counter() - self.start,
       'skipped_steps': int(self.program.executor.fetch(current).skipped),
+      'spikes': self.log.spikes,
       'params': count.params(self.config),
       'tokens': count.train_tokens(self.config),
       'data': self.data.fingerprint,
+      **({'origin': origin['identity']} if origin else {}),
     }

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from transformer.analysis import plots, report, table
-from transformer.analysis.results import load
+from transformer.analysis import curves, drawing, plots, report, table
+from transformer.analysis.load import load
 
 PARTIAL = dict(
   failed=('silu-seed1',), unfinished=('gelu-seed3',), waiting=('identity-seed2', 'identity-seed3')
@@ -53,7 +53,7 @@ def test_every_file_is_written_and_nothing_else(written):
   made = {p.name for p in written.iterdir() if p.name != 'cells'}
   assert made == {
     'experiment.json', 'resolved.json', 'references.json',
-    'report.html', 'report.md', 'summary.csv', 'plots',
+    'report.html', 'report.md', 'summary.csv', 'table.tex', 'plots',
   }  # fmt: skip
   assert {p.name for p in (written / 'plots').iterdir()} == {'loss.png', 'differences.png'}
   assert (written / 'plots' / 'loss.png').read_bytes().startswith(b'\x89PNG')
@@ -61,7 +61,9 @@ def test_every_file_is_written_and_nothing_else(written):
 
 def test_the_page_needs_nothing_from_outside(written):
   page = _Page((written / 'report.html').read_text())
-  assert page.links and all(link.startswith('data:image/png;base64,') for link in page.links)
+  beside = [link for link in page.links if not link.startswith('data:image/png;base64,')]
+  assert beside == ['summary.csv', 'table.tex', 'report.md'] and len(page.links) > 3
+  assert all((written / name).exists() for name in beside)
   assert page.tags.isdisjoint({'script', 'link', 'iframe'})
   assert {'picture', 'source', 'table'} <= page.tags
 
@@ -154,18 +156,32 @@ def test_the_terminal_shows_whole_cells_at_any_width(written, width):
   assert re.search(r'gelu \(−0\.046 ±\s0\.009\)', text.replace('\n', ' '))
 
 
+@pytest.mark.parametrize('width', [60, 80, 120])
+@pytest.mark.parametrize('long', ['gelu', 'wordpiece(vocab_size=1024)'])
+def test_every_column_stands_whole_in_some_table(run_folder, width, long):
+  found = load(run_folder(variants={'relu': (0, 0), long: (-0.04, 0.004)}))
+  out = Console(width=width, file=io.StringIO(), color_system=None)
+  for drawn in report._fit(found, out):
+    out.print(drawn)
+  text = out.file.getvalue()
+  for column in table.columns(found):
+    assert all(column.show(v) in text for v in found.variants), column.heading
+    assert all(word in text for word in column.heading.split())
+  assert '…' not in text
+
+
 def test_smooth_keeps_lines_and_length():
   ramp = np.arange(40.0)
-  smooth = plots.smooth(ramp)
+  smooth = curves.smooth(ramp)
   assert len(smooth) == 40
   np.testing.assert_allclose(smooth[:-2], ramp[:-2])  # centred, hence exact on a straight line
-  assert plots.smooth(np.ones(3)).tolist() == [1, 1, 1]
+  assert curves.smooth(np.ones(3)).tolist() == [1, 1, 1]
 
 
 def test_labels_are_spread_apart_inside_their_limits():
   # the three at the lower edge go up from it; three around 1.5 stay centred there
-  placed = plots._spread(np.array([1.0, 1.01, 1.02, 1.9]), 0.2, 1.0, 2.0)
+  placed = drawing.spread(np.array([1.0, 1.01, 1.02, 1.9]), 0.2, 1.0, 2.0)
   np.testing.assert_allclose(placed, [1.0, 1.2, 1.4, 1.9])
-  placed = plots._spread(np.array([1.49, 1.5, 1.51]), 0.2, 1.0, 2.0)
+  placed = drawing.spread(np.array([1.49, 1.5, 1.51]), 0.2, 1.0, 2.0)
   np.testing.assert_allclose(placed, [1.3, 1.5, 1.7])
-  assert len(plots._spread(np.array([]), 0.2, 1.0, 2.0)) == 0
+  assert len(drawing.spread(np.array([]), 0.2, 1.0, 2.0)) == 0

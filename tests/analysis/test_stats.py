@@ -123,9 +123,10 @@ def test_outliers_are_named():
   losses = _losses(
     a=[3.800, 3.805, 3.810, 3.741], b=[3.700, 3.706, 3.712, 3.704], c=[3.9, 3.91, 3.905, 3.902]
   )
-  found = stats.outliers(losses)
+  found = stats.outliers(losses, 0.03)
   assert list(found) == [('a', 3)]
   assert found['a', 3] == pytest.approx(3.741 - 3.8025)
-  assert stats.outliers(_losses(a=[3.8, 3.7])) == {}
+  assert stats.outliers(_losses(a=[3.8, 3.7]), 0.03) == {}
   # six deviations away but within .03 nats is nothing to speak of
-  assert stats.outliers(_losses(a=[3.8, 3.8001, 3.8002, 3.82])) == {}
+  near = _losses(a=[3.8, 3.8001, 3.8002, 3.82])
+  assert stats.outliers(near, 0.03) == {} != stats.outliers(near, 0.015)

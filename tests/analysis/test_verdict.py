@@ -6,7 +6,7 @@ import re
 import pytest
 
 from transformer.analysis import formats, next_step, verdict
-from transformer.analysis.results import load
+from transformer.analysis.load import load
 
 WHERE = (
   'At d_model 96, 2 layers, context 64, 0.41 M tokens of stdlib text, equal parameters (319,968), '
@@ -60,13 +60,13 @@ def test_doubts_are_named(run_folder):
 
 def test_an_outlier_is_named(run_folder):
   folder = run_folder(variants={'relu': (0, 0), 'gelu': (-0.04, 0.003), 'silu': (-0.02, 0.003)})
-  done = folder / 'cells' / 'silu-seed2-1a2b3c4d' / 'done.json'
-  was = load(folder).variants[2].cells[2].loss
+  (done,) = folder.glob('cells/silu-seed2-*/done.json')
+  was = load(folder).variants[2].cells[2].result['eval/loss']
   done.write_text(done.read_text().replace(str(was), str(was - 0.2)))
   said = verdict.sentences(load(folder))
   named = [s for s in said if 'of its siblings' in s]
   assert len(named) == 1
-  assert re.match(r'Seed 2 of `silu` lies 0\.\d{3} nats below the median', named[0])
+  assert re.match(r'Seed 2 of `silu` lies 0\.\d{3} nats per token below the median', named[0])
 
 
 def test_worse_than_a_bigram_is_said(run_folder):

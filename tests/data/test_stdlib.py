@@ -29,7 +29,7 @@ def test_about_a_tenth_is_held_out(loaded):
   assert info['documents'] > 400 and info['train_bytes'] > 5e6
   assert 0.08 < info['held_out_bytes'] / (info['held_out_bytes'] + info['train_bytes']) < 0.12
   assert 2 < loaded.held_out_bytes / info['held_out_tokens'] < 4  # bytes a token, at 1024 entries
-  assert loaded.train.max() < 1024 and isinstance(loaded.train.base, np.ndarray)
+  assert loaded.train[0].max() < 1024 and isinstance(loaded.train[0].base, np.ndarray)
 
 
 def test_tests_tables_and_generated_files_are_left_out():
@@ -40,7 +40,7 @@ def test_tests_tables_and_generated_files_are_left_out():
 
 
 def test_stream_holds_the_modules_text(loaded):
-  text = loaded.tokenizer.decode(loaded.train) + loaded.tokenizer.decode(loaded.held_out)
+  text = ''.join(map(loaded.tokenizer.decode, (*loaded.train, *loaded.held_out)))
   for name, content in sources._modules()[::97]:
     assert content.decode()[:60_000] in text, name
 

@@ -17,9 +17,10 @@ SOURCE = {'data.source': 'synthetic(rows=50)', 'model.vocab_size': 97}
 
 def test_ids_cover_the_vocabulary_and_0_ends_documents(make):
   loaded = data.load(make(**SOURCE))
-  assert len(loaded.rows) == 50 and len(loaded.train) == 50 * 8 + 1
-  assert loaded.train.min() == 0 and loaded.train.max() < 97
-  assert np.flatnonzero(loaded.train == 0).tolist() == [0, 128, 256, 384]
+  assert len(loaded.rows) == 50 and len(loaded.train[0]) == 50 * 8 + 1
+  [train] = loaded.train
+  assert train.min() == 0 and train.max() < 97
+  assert np.flatnonzero(train == 0).tolist() == [0, 128, 256, 384]
   assert loaded.tokenizer is None and loaded.held_out_bytes == 0
   assert loaded.train_batch(0).shape == (4, 9)
 
@@ -35,7 +36,7 @@ def test_each_token_leads_to_at_most_eight_half_the_time_to_one():
 def test_seed_changes_the_order_and_nothing_else(make):
   one, other = data.load(make(**SOURCE)), data.load(make(**SOURCE, seed=1))
   assert one.fingerprint == other.fingerprint
-  assert np.array_equal(one.rows, other.rows)
+  assert np.array_equal(one.train, other.train)
   for a, b in zip(one.eval_batches(), other.eval_batches(), strict=True):
     assert np.array_equal(a, b)
   assert not np.array_equal(one.train_batch(0), other.train_batch(0))
@@ -59,12 +60,12 @@ def test_tokens_are_those_of_plain_integers():
 
 def test_held_out_documents_are_others(make):
   loaded = data.load(make(**SOURCE))
-  assert not np.array_equal(loaded.held_out[:9], loaded.train[:9])
+  assert not np.array_equal(loaded.held_out[0][:9], loaded.train[0][:9])
 
 
 def test_wide_vocabulary(make):
   loaded = data.load(make(**SOURCE | {'model.vocab_size': 100_000}))
-  assert loaded.train.dtype == np.uint32 and loaded.train.max() > 65536
+  assert loaded.train[0].dtype == np.uint32 and loaded.train[0].max() > 65536
 
 
 def test_vocabulary_of_one(make):

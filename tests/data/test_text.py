@@ -27,8 +27,8 @@ def documents(stream, tokenizer):
 
 def test_streams_hold_every_file_whole_on_one_side(make, tmp_path):
   loaded = data.load(make(**{'data.source': write(tmp_path / 'corpus', 40)}))
-  train = documents(loaded.train, loaded.tokenizer)
-  held_out = documents(loaded.held_out, loaded.tokenizer)
+  train = documents(loaded.train[0], loaded.tokenizer)
+  held_out = documents(loaded.held_out[0], loaded.tokenizer)
   files = [p.read_text(encoding='utf-8') for p in sorted((tmp_path / 'corpus').iterdir())]
   assert sorted(train + held_out) == sorted(files)
   assert 1 <= len(held_out) <= 10
@@ -36,14 +36,16 @@ def test_streams_hold_every_file_whole_on_one_side(make, tmp_path):
   assert loaded.info['documents'] == loaded.info['files'] == 40
   assert loaded.info['held_out_groups'] == len(held_out)
   assert (
-    loaded.info['train_tokens'] == len(loaded.train) == loaded.info['train_bytes'] + 1 + len(train)
+    loaded.info['train_tokens']
+    == len(loaded.train[0])
+    == loaded.info['train_bytes'] + 1 + len(train)
   )
 
 
 def test_split_is_by_name_and_independent_of_the_other_files_and_of_the_folder(make, tmp_path):
   def held_out(source):
     loaded = data.load(make(**{'data.source': source}))
-    return {t.split(':')[0] for t in documents(loaded.held_out, loaded.tokenizer)}
+    return {t.split(':')[0] for t in documents(loaded.held_out[0], loaded.tokenizer)}
 
   few = held_out(write(tmp_path / 'corpus', 30))
   many = held_out(write(tmp_path / 'moved', 50))
@@ -54,7 +56,7 @@ def test_one_file_is_cut_in_contiguous_pieces(make, tmp_path):
   text = ''.join(f'{k} is a line of the play\r\n' for k in range(4000))
   (tmp_path / 'one.txt').write_bytes(text.encode())
   loaded = data.load(make(**{'data.source': f'text:{tmp_path}/one.txt'}))
-  train, held_out = (documents(s, loaded.tokenizer) for s in (loaded.train, loaded.held_out))
+  train, held_out = (documents(s, loaded.tokenizer) for s in (loaded.train[0], loaded.held_out[0]))
   assert all(piece in text and piece.endswith('\n') for piece in train + held_out)
   assert sum(map(len, train + held_out)) == len(text)
   assert 0.03 < loaded.held_out_bytes / len(text) < 0.2
@@ -101,8 +103,8 @@ def test_fingerprint_follows_content_not_time(make, tmp_path):
 def test_large_vocabulary_is_stored_in_32_bits(make, tmp_path):
   source = write(tmp_path / 'corpus', 30)
   wide = data.load(make(**{'data.source': source, 'data.tokenizer': 'bpe(vocab_size=70000)'}))
-  assert wide.train.dtype == np.uint32
-  assert data.load(make(**{'data.source': source})).train.dtype == np.uint16
+  assert wide.train[0].dtype == np.uint32
+  assert data.load(make(**{'data.source': source})).train[0].dtype == np.uint16
 
 
 def test_bpe_is_trained_on_the_training_side_alone(make, tmp_path):
@@ -110,7 +112,7 @@ def test_bpe_is_trained_on_the_training_side_alone(make, tmp_path):
   write(folder, 40)
   config = make(**{'data.source': f'text:{folder}/*.txt', 'data.tokenizer': 'bpe(vocab_size=400)'})
   first = data.load(config)
-  side = documents(first.held_out, first.tokenizer)[0].split(':')[0].split()[1]
+  side = documents(first.held_out[0], first.tokenizer)[0].split(':')[0].split()[1]
   (folder / f'{int(side):02}.txt').write_text('zyzzyva ' * 500)
   second = data.load(config)
   assert second.tokenizer.to_json() == first.tokenizer.to_json()

@@ -48,7 +48,7 @@ def test_reads_the_text_feature(make, prepared, features):
   loaded = data.load(make(**{'data.source': 'tfds:tiny'}))
   assert loaded.info['documents'] == 200 and loaded.info['set'] == 'tiny/1.0.0'
   assert 5 <= loaded.info['held_out_groups'] <= 40
-  text = loaded.tokenizer.decode(loaded.train) + loaded.tokenizer.decode(loaded.held_out)
+  text = ''.join(map(loaded.tokenizer.decode, (*loaded.train, *loaded.held_out)))
   assert all(f'{features[-1]} {k} of a set' in text for k in range(200))
 
 

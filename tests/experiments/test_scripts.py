@@ -32,6 +32,19 @@ def test_describe_tells_the_width_asked_and_achieved() -> None:
   assert 'd_ff 256 for a target of 266.7' in processes.run('experiments.describe', *shape).stdout
 
 
+def test_describe_tells_widths_by_layer_and_shared_heads() -> None:
+  shape = ('--model.num_layers=3', '--ffn.ratios=ramp(2,4)', '--model.num_kv_heads=2')
+  told = json.loads(processes.run('experiments.describe', *shape, '--json').stdout)
+  assert told['d_ff'] == {'target': 768.0, 'achieved': 768, 'ratio': 3.0}
+  assert told['d_ff_by_layer'] == [512, 768, 1024]
+  shown = ' '.join(processes.run('experiments.describe', *shape).stdout.split())
+  assert 'attention: 4 heads of 64, 2 of keys and values' in shown
+  assert 'd_ff 768 on average for a target of 768, ratio 3 (by layer: 512, 768, 1,024)' in shown
+  bare = processes.run('experiments.describe', '--model.num_heads=0', '--model.positions=none')
+  assert '\nno attention\n' in bare.stdout
+  assert '\nno FFN\n' in processes.run('experiments.describe', '--ffn.ratio=0').stdout
+
+
 def test_benchmark_prints_one_object_with_the_agreed_names() -> None:
   ran = processes.run('experiments.benchmark', *SMALL, '--json', '--seconds=0.05')
   told = json.loads(ran.stdout)

@@ -52,9 +52,9 @@ def test_stale_cells_were_made_by_other_code_or_data(tmp_path: Path) -> None:
   for cell, done in zip(
     cells,
     [
-      {'code': code_digest(), 'data': 'd'},
+      {'code': code_digest(cells[0].config), 'data': 'd'},
       {'code': 'other', 'data': 'd'},
-      {'code': code_digest(), 'data': 'other'},
+      {'code': code_digest(cells[2].config), 'data': 'other'},
     ],
     strict=False,
   ):

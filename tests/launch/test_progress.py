@@ -49,3 +49,17 @@ def test_words_for_numbers() -> None:
   assert [_duration(s) for s in (0.4, 59.6, 72, 7384)] == ['0s', '1:00', '1:12', '2:03:04']
   assert [_rate(r, '/s') for r in (950, 12345, 2.5e6, None)] == ['950/s', '12.3k/s', '2.5M/s', '']
   assert _shorten('relu-ratio4-seed3', 11) == 'relu-…seed3'
+
+
+def test_loss_spikes_are_flagged_where_there_are_any() -> None:
+  shown = io.StringIO()
+  display = Display(Console(file=shown, width=200), 2, 0)
+  display.finished('rough', {'eval/loss': 3.0, 'spikes': 3})
+  display.finished('calm', {'eval/loss': 3.0, 'spikes': 0})
+  rough, calm = shown.getvalue().splitlines()
+  assert '↯3 loss spikes' in rough
+  assert '↯' not in calm
+  display.update({'rough': {'step': 5, 'steps': 9, 'loss': 3.0, 'spikes': 2}}, 1)
+  with display._console.capture() as live:
+    display._console.print(display._render())
+  assert '3.0000 ↯2' in Text.from_ansi(live.get()).plain

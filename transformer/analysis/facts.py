@@ -69,4 +69,8 @@ def provenance(results: Results) -> list[tuple[str, str]]:
   found = [(key, value) for key, value in found if value]
   if results.command:
     found.append(('command', results.command))
-  return [*found, ('folder', str(results.workdir))]
+  many = len(results.workdirs) > 1
+  return [
+    *found,
+    ('folders' if many else 'folder', formats.listing(list(map(str, results.workdirs)))),
+  ]

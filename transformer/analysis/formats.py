@@ -75,8 +75,10 @@ def duration(seconds: float) -> str:
   return f'{minutes / 1440:.1f} days'
 
 
-def listing(items: list[str], last: str = 'and') -> str:
-  """'a', 'a and b', 'a, b and c'."""
+def listing(items: list[str], last: str = 'and', most: int = 0) -> str:
+  """'a', 'a and b', 'a, b and c'; past `most`, where given, 'a, b and 7 more'."""
+  if most and len(items) > most:
+    items = [*items[: most - 1], f'{len(items) - most + 1} more']
   if len(items) < 2:
     return ''.join(items)
   return f'{", ".join(items[:-1])} {last} {items[-1]}'

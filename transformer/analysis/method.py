@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
-from transformer.analysis import formats, stats
+from transformer.analysis import formats, inside, stats, verdict
 from transformer.analysis.results import Results
+
+_MATCHED = {'params': 'parameters', 'flops': 'training FLOPs per token'}
+_ABSORBED = {  # what experiment.json says gave way -> in words
+  'd_ff': 'the hidden width d_ff takes up the difference',
+  'd_model': 'd_model takes up the difference, and d_ff (without an FFN the heads) what even '
+  'widths leave of it',
+  'depth': 'the number of layers takes up the difference, and d_model, then d_ff, what whole '
+  'layers leave of it',
+}
 
 
 def protocol(results: Results) -> list[str]:
   """What was held equal and what was not."""
-  match = {
-    'params': 'Variants have equal parameters: the hidden width d_ff takes up the difference.',
-    'flops': 'Variants have equal training FLOPs per token: d_ff takes up the difference.',
-  }.get(results.match)
-  found = [match] if match else []
+  found = _budget(results)
+  rows = {c.result.get('data') for c in results.done}
+  texts = {c.text for c in results.done}
   if len(results.variants) > 1:
     found += [
       'Seeds are paired: the same seed has the same data order and, for what variants share, the '
-      'same initial values.',
-      'Nothing but the variable and what matching changes with it differs between variants; '
-      'the learning rate is not tuned for each.'
-      if len(results.settings('optim.learning_rate')) <= 1
-      else 'Learning rates differ between cells.',
+      'same initial values.'
+      if len(rows) <= 1
+      else 'Seeds are paired: for what variants share, the same seed has the same initial values, '
+      'though not the same order of the data where that is cut into rows in other ways.',
+      *_differing(results),
     ]
-  found.append('The held-out text is the same for every cell and none of it is trained on.')
+  found.append(
+    'The held-out text is the same for every cell and none of it is trained on.'
+    if len(rows) <= 1 or (len(texts) == 1 and texts != {()})
+    else 'No cell trains on its own held-out text.'
+  )
+  return found
+
+
+def _budget(results: Results) -> list[str]:
+  """What is equal and what gives way for it, or how far apart variants are."""
+  if len(results.variants) < 2:
+    return []
+  if results.match not in _MATCHED:
+    return [verdict.unmatched(results) or 'Variants have the same parameters and FLOPs.']
+  absorbed = _ABSORBED.get(results.absorb)
+  equal = f'Variants have equal {_MATCHED[results.match]}'
+  return [f'{equal}: {absorbed}.' if absorbed else f'{equal}.']
+
+
+def _differing(results: Results) -> list[str]:
+  """What tells the variants apart, and what does not."""
+  rates = len(results.settings('optim.learning_rate'))
+  tuned = 'the learning rate is not tuned for each.'
+  if not (results.regrouped or results.mixed or results.besides):
+    alike = 'Nothing but the variable and what matching changes with it differs between variants'
+    return [f'{alike}; {tuned}' if rates <= 1 else 'Learning rates differ between cells.']
+  found = []
+  if results.regrouped:
+    names = formats.listing([f'`{name}`' for name in results.by])
+    found.append(f'A variant is all cells with one value of {names}.')
+  if any(len(v.cells) > len(v.seeds) for v in results.variants):
+    found.append(
+      'Where a variant has several cells of a seed their mean stands for that seed, and counts '
+      'only once all of them are finished.'
+    )
+  if not (results.mixed or results.besides):
+    found.append('Nothing else differs between variants but what matching changes with it.')
   return found
 
 
@@ -46,13 +89,22 @@ def numbers(results: Results) -> list[str]:
       'Seeds to show a difference: paired t test at 95 % with 80 % power, taking the observed '
       f'mean and spread for the true ones, no correction; looked for up to {stats.CAP}. From few '
       'seeds this is a rough guide.',
-      'Cells far from their siblings: more than .03 nats and 6 median absolute deviations from '
+      f'Cells far from their siblings: more than {results.measure.far:g} {results.measure.unit} '
+      'and 6 median absolute deviations from '
       'their variant’s median. They stay in every number.',
     ]
   found.append(
     'FLOPs: matrix products only, a multiply-add is 2, backward twice forward. Tokens/s: as '
     'each cell measured it, beside whatever else ran on the machine.'
   )
+  if inside.statistics(results):
+    found.append(
+      'FFN statistics: on one batch of held-out tokens. Zeros: hidden values that are 0; dead '
+      'units: 0 on every token; saturation: inputs where the slope is under .05; kurtosis: over '
+      'units, 3 for a normal distribution; effective rank: participation ratio of the hidden '
+      'covariance, for a matrix the exponential of the entropy of its singular values σ; update / '
+      'stream: rms of what the FFN adds over rms of what it adds it to.'
+    )
   if results.references:
     tokens = formats.count(results.references.get('tokens'))
     found.append(

@@ -7,10 +7,10 @@ import shlex
 import statistics
 from dataclasses import dataclass
 
-from transformer.analysis import formats, stats, verdict
+from transformer.analysis import formats, stats
 from transformer.analysis.results import Cell, Results
 
-AIM = 8  # paired seeds for differences under .02 nats
+AIM = 8  # paired seeds: what differences of half a percent take
 MOST = 16  # more seeds than this are asked only where nothing less helps
 LONGER = 4  # times the tokens
 
@@ -51,7 +51,7 @@ def _lower_rate(results: Results) -> list[Step]:
     return []
   flags = {
     'optim.learning_rate': f'{rates[-1] / 2:.3g}',
-    'workdir': f'{results.workdir}-half-rate',
+    'workdir': f'{results.workdirs[0]}-half-rate',
   }
   cost = _cost(results, [(c, 1, 1) for c in results.cells])
   why = 'Cells diverged, and would again at this learning rate: halve it, for all variants.'
@@ -59,13 +59,17 @@ def _lower_rate(results: Results) -> list[Step]:
 
 
 def _more_seeds(results: Results) -> list[Step]:
-  asked = max(len(v.cells) for v in results.variants)
+  asked = max(len(v.seeds) for v in results.variants)
   wanted = _wanted_seeds(results, asked)
   if wanted is None:
     return []
   first = min(c.seed for c in results.cells)
   flags = {'seeds': f'{first}..{first + wanted - 1}'}
-  new = [(v.cells[0], 1, wanted - len(v.cells)) for v in results.variants]
+  many = [len(v.cells) // len(v.seeds) for v in results.variants]  # cells of a seed
+  new = [
+    (v.cells[0], 1, n * (wanted - len(v.seeds)))
+    for v, n in zip(results.variants, many, strict=True)
+  ]
   why = f'{wanted} paired seeds in place of {asked}, to part what is tied; done cells are kept.'
   return [Step(why, with_flags(results.command, flags), _cost(results, new))]
 
@@ -85,11 +89,11 @@ def _wanted_seeds(results: Results, asked: int) -> int | None:
 
 def _longer(results: Results) -> list[Step]:
   steps = results.setting('train.steps')
-  if not steps or results.variable == 'train.steps':
+  if not steps or 'train.steps' in results.by:
     return []
-  folder = f'{results.workdir}-{LONGER}x'
+  folder = f'{results.workdirs[0]}-{LONGER}x'
   flags = {'train.steps': str(LONGER * steps), 'workdir': folder}
-  tokens = verdict.train_tokens(results)
+  tokens = results.tokens(results.cells[0])
   of = f' ({formats.short(LONGER * tokens)} each)' if tokens else ''
   why = f'{LONGER} times the tokens{of}, to see whether the order holds as the budget grows.'
   if len(results.variants) == 1:
@@ -127,9 +131,9 @@ def _cost(results: Results, cells: list[tuple[Cell, float, int]]) -> str:
     workers = min(_workers(results), max(count, 1))
     with_ = f'{workers} worker{"s" if workers > 1 else ""}'
     parts.append(f'about {formats.duration(total / workers)} with {with_} at the speed seen here')
-  flops, tokens = [c.asked.get('flops_per_token') for c, *_ in cells], verdict.train_tokens(results)
-  if all(flops) and tokens:
-    total = sum(f * tokens * times * many for f, (_, times, many) in zip(flops, cells, strict=True))
+  flops = [(c.asked.get('flops_per_token') or 0) * (results.tokens(c) or 0) for c, *_ in cells]
+  if all(flops):
+    total = sum(f * times * many for f, (_, times, many) in zip(flops, cells, strict=True))
     parts.append(formats.short(total, 'FLOP'))
   return ', '.join(parts)
 

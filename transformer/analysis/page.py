@@ -6,20 +6,28 @@ import base64
 import re
 from html import escape
 
-from transformer.analysis import facts, method, next_step, table, verdict
-from transformer.analysis.plots import Plot
+from transformer.analysis import facts, inside, method, next_step, table, verdict
+from transformer.analysis.grid import grid
 from transformer.analysis.results import Results, Variant
 from transformer.analysis.style import CSS
+from transformer.analysis.theme import Plot
+
+FILES = ('summary.csv', 'table.tex', 'report.md')  # beside the page
+
+
+INSIDE = 'Inside the FFN'
 
 
 def html(results: Results, plots: list[Plot]) -> str:
   """The whole page; every text from a folder is escaped."""
+  first = plots[:1] if grid(results) else []  # of a grid the picture says more than the table
   parts = [
     _head(results),
     _answer(results),
     _next(results),
-    _section('Results', _table(results)),
-    ''.join(_figure(p) for p in plots),
+    _section('Results', ''.join(map(_figure, first)) + _table(results) + _files()),
+    ''.join(_figure(p) for p in plots if p.name != 'inside' and p not in first),
+    _section(INSIDE, _inside(results, plots)),
     _failed(results),
     _section('Unfinished cells', _list(facts.unfinished(results))),
     _section('Notes', _list(results.notes)),
@@ -80,6 +88,31 @@ def _next(results: Results) -> str:
     for s in next_step.suggest(results)
   )
   return _section('The next better experiment', body)
+
+
+def _files() -> str:
+  links = ' · '.join(f'<a href="{name}">{name}</a>' for name in FILES)
+  return f'<p class="small">Also as {links}</p>\n'
+
+
+def _inside(results: Results, plots: list[Plot]) -> str:
+  """The FFN's own statistics: a compact table and the picture by layer."""
+  headings, rows = inside.table(results)
+  keys = max(1, len(results.by))
+  if len(headings) == keys:
+    return ''
+
+  def line(tag: str, cells: list[str]) -> str:
+    kinds = [' class="text"' if i < keys else '' for i in range(len(cells))]
+    shown = zip(kinds, cells, strict=True)
+    return f'<tr>{"".join(f"<{tag}{kind}>{escape(c)}</{tag}>" for kind, c in shown)}</tr>\n'
+
+  head, body = line('th', headings), ''.join(line('td', row) for row in rows)
+  return (
+    '<p class="small">At the last evaluation, mean over layers and finished seeds.</p>\n'
+    f'<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n'
+    f'</table></div>\n{"".join(_figure(p) for p in plots if p.name == "inside")}'
+  )
 
 
 def _table(results: Results) -> str:

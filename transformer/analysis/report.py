@@ -1,6 +1,6 @@
 """Writes an experiment's report, and says its gist on a terminal.
 
-results = report.write('runs/activations')   # report.html report.md summary.csv plots/*.png
+results = report.write('runs/activations')   # report.html, .md, summary.csv, table.tex, plots/
 report.console(results, rich.console.Console())
 """
 
@@ -11,25 +11,45 @@ import io
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformer.analysis import facts, method, next_step, page, plots, table, verdict
-from transformer.analysis.results import Results, load
+from transformer.analysis import (
+  facts,
+  inside,
+  latex,
+  method,
+  next_step,
+  page,
+  plots,
+  table,
+  verdict,
+)
+from transformer.analysis.load import load
+from transformer.analysis.results import Results
 
 
-def write(workdir: str | Path) -> Results:
-  """Writes report.html, report.md, summary.csv and plots/*.png from what the folder holds now.
+def write(
+  workdirs: str | Path | Sequence[str | Path],
+  by: str = '',
+  baseline: str = '',
+  out: str | Path | None = None,
+) -> Results:
+  """Writes report.html, report.md, summary.csv, table.tex and plots/*.png from what there is now.
 
-  Works on a half-finished folder. Each file is replaced whole, so a reader never sees half of
-  one. Raises UserError where experiment.json is missing or broken.
+  Arguments are those of `load`. Works on half-finished folders. Each file is replaced whole, so a
+  reader never sees half of one. Raises UserError where `load` does.
   """
-  results = load(workdir)
+  results = load(workdirs, by, baseline, out)
   pictures = plots.draw(results)
   for picture in pictures:
-    _replace(results.workdir / 'plots' / f'{picture.name}.png', picture.light)
-  _replace(results.workdir / 'summary.csv', summary(results).encode())
-  _replace(results.workdir / 'report.md', markdown(results, pictures).encode())
-  _replace(results.workdir / 'report.html', page.html(results, pictures).encode())
+    _replace(results.out / 'plots' / f'{picture.name}.png', picture.light)
+  for name in set(plots.NAMES) - {p.name for p in pictures}:  # of an earlier report
+    (results.out / 'plots' / f'{name}.png').unlink(missing_ok=True)
+  _replace(results.out / 'summary.csv', summary(results).encode())
+  _replace(results.out / 'table.tex', latex.tex(results).encode())
+  _replace(results.out / 'report.md', markdown(results, pictures).encode())
+  _replace(results.out / 'report.html', page.html(results, pictures).encode())
   return results
 
 
@@ -68,7 +88,10 @@ def markdown(results: Results, pictures: list[plots.Plot]) -> str:
     parts.append('## The next better experiment')
     parts += [f'{s.why}\n\n```\n{s.command}\n```\n\nCost: {s.cost}.' for s in steps]
   parts += ['## Results', _markdown_table(results)]
-  parts += [f'![{p.name}](plots/{p.name}.png)\n\n{p.caption}' for p in pictures]
+  parts.append('Also as [summary.csv](summary.csv) · [table.tex](table.tex)')
+  parts += [_linked(p) for p in pictures if p.name != 'inside']
+  if found := [_linked(p) for p in pictures if p.name == 'inside']:
+    parts += [f'## {page.INSIDE}', _inside_table(results), *found]
   failed = results.by_state('failed')
   if failed:
     parts.append('## Failed cells')
@@ -88,6 +111,10 @@ def markdown(results: Results, pictures: list[plots.Plot]) -> str:
   return '\n\n'.join(p for p in parts if p) + '\n'
 
 
+def _linked(p: plots.Plot) -> str:
+  return f'![{p.name}](plots/{p.name}.png)\n\n{p.caption}'
+
+
 def _bullets(lines) -> str:
   return '\n'.join(f'- {line}' for line in lines)
 
@@ -100,15 +127,23 @@ def _fenced(text: str) -> str:
 
 def _markdown_table(results: Results) -> str:
   columns = table.columns(results)
+  rows = _variants(results, columns)
+  rows += table.references(results, columns)
+  return _markdown_rows([c.heading for c in columns], rows, [c.text for c in columns])
 
+
+def _inside_table(results: Results) -> str:
+  headings, rows = inside.table(results)
+  keys = max(1, len(results.by))
+  return _markdown_rows(headings, rows, [i < keys for i in range(len(headings))])
+
+
+def _markdown_rows(headings: list[str], rows: list[list[str]], left: list[bool]) -> str:
   def line(cells) -> str:
     return f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in cells)} |'
 
-  head = line(c.heading for c in columns)
-  rule = line('---' if c.text else '---:' for c in columns)
-  rows = [[c.show(v) for c in columns] for v in results.ranked]
-  rows += table.references(results, columns)
-  return '\n'.join([head, rule, *map(line, rows)])
+  rule = line('---' if text else '---:' for text in left)
+  return '\n'.join([line(headings), rule, *map(line, rows)])
 
 
 def console(results: Results, console) -> None:
@@ -132,47 +167,70 @@ def console(results: Results, console) -> None:
   for cell in results.by_state('failed'):
     console.print(Text(f'failed: {cell.name}: {facts.failure(cell)[0]}', style='red'))
   console.print()
-  console.print(Text(f'Report: {results.workdir / "report.html"}'), soft_wrap=True)
+  console.print(Text(f'Report: {results.out / "report.html"}'), soft_wrap=True)
 
 
 def _fit(results: Results, console) -> list:
   """The table; where the terminal is too narrow, further ones hold the lesser columns."""
-  name, *columns = table.columns(results)
+  columns = table.columns(results)
+  keys, columns = [c for c in columns if c.key], [c for c in columns if not c.key]
   tables = []
   while columns:
     fitting, rest = list(columns), []
-    while len(fitting) > 1 and not _fits(_rich_table(results, [name, *fitting]), console):
+    while len(fitting) > 1 and not _widths(results, [*keys, *fitting], console.width):
       least = max(range(len(fitting)), key=lambda i: (fitting[i].rank, i))
       rest.append(fitting.pop(least))
-    tables.append(_rich_table(results, [name, *fitting]))
+    tables.append(_rich_table(results, [*keys, *fitting], console.width))
     columns = [c for c in columns if c in rest]
   return tables
 
 
-def _fits(drawn, console) -> bool:
-  from rich.measure import Measurement
-
-  roomy = console.options.update(max_width=1000)  # else what is too wide measures as just fitting
-  return Measurement.get(console, roomy, drawn).minimum <= console.width
+_EDGES, _BETWEEN = 2, 3  # of a table, and between two of its columns
 
 
-def _rich_table(results: Results, columns: list[table.Column]):
+def _widths(results: Results, columns: list[table.Column], room: int) -> list[int]:
+  """Widths in which every cell stands whole, headings over as few lines as may be; [] if none.
+
+  Rich by itself drops columns where it could have wrapped a heading.
+  """
+  rows = _variants(results, columns) + _counts(results, columns)
+  least = [
+    max(map(len, [*c.heading.split(), *texts])) for c, *texts in zip(columns, *rows, strict=True)
+  ]
+  widths = [max(len(c.heading), n) for c, n in zip(columns, least, strict=True)]
+  over = sum(widths) + _BETWEEN * (len(widths) - 1) + _EDGES - room
+  while over > 0:
+    at = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+    if widths[at] == least[at]:
+      return []
+    widths[at] -= 1
+    over -= 1
+  return widths
+
+
+def _variants(results: Results, columns: list[table.Column]) -> list[list[str]]:
+  return [[c.show(v) for c in columns] for v in results.ranked]
+
+
+def _counts(results: Results, columns: list[table.Column]) -> list[list[str]]:
+  """Rows of n-gram counts that have a number in these columns."""
+  return [row for row in table.references(results, columns) if any(row[1:])]
+
+
+def _rich_table(results: Results, columns: list[table.Column], room: int):
   from rich import box
   from rich.table import Table
   from rich.text import Text
 
   drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-  counts = [row for row in table.references(results, columns) if any(row[1:])]
-  for c, *below in zip(columns, *counts, strict=True):
-    shown = [*below, *(c.show(v) for v in results.ranked)]
-    width = max(map(len, c.heading.split() + shown))
-    drawn.add_column(Text(c.heading), justify='left' if c.text else 'right', min_width=width)
+  widths = _widths(results, columns, room) or [None] * len(columns)
+  for c, width in zip(columns, widths, strict=True):
+    drawn.add_column(Text(c.heading), justify='left' if c.text else 'right', width=width)
   styles = {'better': 'green', 'worse': 'red', 'tie': 'dim'}
-  for v in results.ranked:
-    texts = [c.show(v) for c in columns]
+  for texts in _variants(results, columns):
     drawn.add_row(*(Text(t, style=styles.get(t, ''), no_wrap=True) for t in texts))
-  for row in counts:
-    drawn.add_row(*(Text(t, style='dim', no_wrap=True) for t in row))
+  for texts in _counts(results, columns):
+    drawn.add_row(*(Text(t, style='dim', no_wrap=True) for t in texts))
   return drawn
 
 

@@ -1,17 +1,20 @@
-"""Reads an experiment's folder, finished or not, into one plain object for tables and plots."""
+"""Finished, running and failed cells as one plain object for tables and plots."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformer.analysis import stats
+from transformer.analysis.measures import BITS, NATS, Measure
 from transformer.errors import UserError
+
+# What provenance.json says of a text before any tokenizer has cut it.
+_TEXT = ('source', 'python', 'documents', 'train_bytes', 'held_out_bytes')
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class Cell:
   rows: tuple[dict, ...] = field(repr=False)  # metrics.jsonl
 
   @property
-  def loss(self) -> float:
-    """Held-out nats per token of a finished cell."""
-    return float(self.result['eval/loss'])
+  def text(self) -> tuple:
+    """What tells its text from another, however it is tokenized; () where nothing does."""
+    told = self.provenance.get('data') or {}
+    return tuple((key, told[key]) for key in _TEXT if key in told)
 
   def series(self, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric; rows without it or where it is not finite are left out."""
@@ -44,65 +48,142 @@ class Cell:
 
 @dataclass(frozen=True)
 class Variant:
-  """All seeds of one value of the variable."""
+  """The cells that share the values of what is compared, over all seeds."""
 
   name: str
+  values: tuple[str, ...]  # of the settings in Results.by, as text
   cells: tuple[Cell, ...]
   difference: stats.Difference | None  # to the baseline
+  measure: Measure
 
   @cached_property
   def done(self) -> tuple[Cell, ...]:
     return tuple(c for c in self.cells if c.state == 'done')
 
   @cached_property
+  def seeds(self) -> tuple[int, ...]:
+    """Those asked for, in order."""
+    return tuple(sorted({c.seed for c in self.cells}))
+
+  @cached_property
+  def losses(self) -> dict[int, float]:
+    return losses(self.cells, self.measure)
+
+  @cached_property
   def loss(self) -> stats.Sample:
-    return stats.sample(c.loss for c in self.done)
+    return stats.sample(self.losses.values())
 
   def sample(self, key: str) -> stats.Sample:
     """Mean and interval over the finished seeds of a number of done.json."""
+    found: dict[int, list[float]] = {}
+    for c in self.done:
+      if c.seed in self.losses and is_number(c.result.get(key)):
+        found.setdefault(c.seed, []).append(c.result[key])
+    return stats.sample(_mean(values) for values in found.values())
+
+  def total(self, key: str) -> int:
+    """Sum of a count of done.json over the finished cells."""
     found = (c.result.get(key) for c in self.done)
-    return stats.sample(v for v in found if is_number(v))
+    return int(sum(v for v in found if is_number(v)))
 
   def asked(self, key: str) -> Any:
-    """'params', 'd_ff', 'd_model' or 'flops_per_token' of this variant; None if not written."""
-    return self.cells[0].asked.get(key)
+    """'params', 'd_ff', 'ratio', … of experiment.json; None if not written, or not the same."""
+    found = {c.asked.get(key) for c in self.cells}
+    return found.pop() if len(found) == 1 else None
+
+
+def measure(cells: Sequence[Cell]) -> Measure:
+  """What these cells are judged by: bits per byte where they differ in their tokenizer.
+
+  Raises UserError where a finished cell would have to tell those and cannot.
+  """
+  tokenizers = {plain_setting(c.config, 'data.tokenizer') for c in cells if c.config}
+  if len(tokenizers - {None}) < 2:
+    return NATS
+  for cell in cells:
+    if cell.state == 'done' and not is_number(cell.result.get(BITS.key)):
+      raise UserError(
+        f'{cell.folder}: tells no bits per byte, as its data hold no text, and nats per token of '
+        'different tokenizers do not compare; leave its experiment out'
+      )
+  return BITS
+
+
+def losses(cells: Sequence[Cell], measure: Measure) -> dict[int, float]:
+  """Seed -> held-out loss; the mean where a variant has several cells of a seed.
+
+  Only seeds whose cells are all finished, so that every mean is over the same cells.
+  """
+  by_seed: dict[int, list[Cell]] = {}
+  for cell in cells:
+    by_seed.setdefault(cell.seed, []).append(cell)
+  return {
+    seed: _mean([float(c.result[measure.key]) for c in found])
+    for seed, found in by_seed.items()
+    if all(c.state == 'done' for c in found)
+  }
 
 
 @dataclass(frozen=True)
 class Results:
-  """An experiment as its folder tells it now."""
+  """One or several experiments as their folders tell them now."""
 
-  workdir: Path
+  workdirs: tuple[Path, ...]  # where the cells are
+  out: Path  # where the report goes
   name: str
   question: str
-  variable: str
+  by: tuple[str, ...]  # the settings that tell variants apart; () for single runs
+  regrouped: bool  # by --by, not as the experiment itself compares
   baseline: str  # '' where nothing is compared
   match: str  # params, flops, none or ''
-  command: str
+  absorb: str  # what gives way for the budget: d_ff, d_model, depth or ''
+  command: str  # '' where several made the cells
   base: dict = field(repr=False)  # resolved base config, nested
   cells: tuple[Cell, ...] = field(repr=False)
   variants: tuple[Variant, ...] = field(repr=False)  # in the order of the experiment
+  measure: Measure  # what every loss and difference here is told in
   references: dict  # unigram, bigram, …
   leaders: tuple[str, ...]  # the best variant besides the baseline and those not told apart from it
   outliers: dict[tuple[str, int], float]
+  mixed: tuple[str, ...]  # settings beside `by` and the seed that differ within a variant
+  besides: tuple[str, ...]  # the same between variants
   notes: tuple[str, ...]  # files that could not be read, mixtures of code or data
+
+  @property
+  def variable(self) -> str:
+    return ', '.join(self.by)
 
   @cached_property
   def ranked(self) -> tuple[Variant, ...]:
     """Numeric variants by value, others by held-out loss; those without a result last."""
     if self.numeric:
       return tuple(sorted(self.variants, key=lambda v: float(v.name)))
-    return tuple(sorted(self.variants, key=lambda v: v.loss.mean if v.done else math.inf))
+    return tuple(sorted(self.variants, key=lambda v: v.loss.mean if v.loss.n else math.inf))
 
   @cached_property
   def numeric(self) -> bool:
     """Whether every variant is named by a number, so that it can be an axis."""
-    return len(self.variants) > 1 and all(_float(v.name) is not None for v in self.variants)
+    return len(self.variants) > 1 and all(as_float(v.name) is not None for v in self.variants)
+
+  def heading(self, path: str) -> str:
+    """The last part of a setting's name, all of it where two would read alike."""
+    leaf = path.rpartition('.')[2]
+    return path if sum(p.rpartition('.')[2] == leaf for p in self.by) > 1 else leaf
 
   def label(self, variant: str) -> str:
-    """'ratio 4' for a bare number, else the variant's own name."""
-    leaf = self.variable.rpartition('.')[2]
-    return f'{leaf} {variant}'.strip() if self.numeric else variant
+    """'ratio 4' for a bare number, 'gelu 0.008' for two values, else the variant's own name."""
+    if len(self.by) > 1:
+      return self._labels[variant]
+    return f'{self.heading(self.variable)} {variant}'.strip() if self.numeric else variant
+
+  @cached_property
+  def _labels(self) -> dict[str, str]:
+    """Variant -> its values; those that say nothing alone, with their setting."""
+
+    def text(path: str, value: str) -> str:
+      return f'{self.heading(path)} {value}' if value in ('true', 'false', '-') else value
+
+    return {v.name: ' '.join(map(text, self.by, v.values)) for v in self.variants}
 
   def by_state(self, *states: str) -> tuple[Cell, ...]:
     return tuple(c for c in self.cells if c.state in states)
@@ -113,17 +194,22 @@ class Results:
 
   def setting(self, path: str) -> Any:
     """A setting of the resolved base config by its flag name, None if absent."""
-    section, _, name = path.rpartition('.')
-    return (self.base.get(section) or {}).get(name) if section else self.base.get(name)
+    return plain_setting(self.base, path)
 
   def settings(self, path: str) -> tuple:
     """The distinct values a setting has in the cells' configs (the base's where none started)."""
-    section, _, name = path.rpartition('.')
-    found = [(c.config.get(section) or {}).get(name) for c in self.cells if c.config]
+    found = [plain_setting(c.config, path) for c in self.cells if c.config]
     found = [v for v in found if v is not None]
     if not found and self.setting(path) is not None:
       found = [self.setting(path)]
     return tuple(sorted(set(found), key=lambda v: (str(type(v)), v)))
+
+  def tokens(self, cell: Cell) -> int | None:
+    """Tokens that a cell trains on, by its config or the base's."""
+    config = cell.config or self.base
+    paths = ('train.steps', 'data.batch_size', 'data.seq_len')
+    factors = [plain_setting(config, path) for path in paths]
+    return math.prod(factors) if all(factors) else None
 
   def provenance(self, key: str) -> tuple[str, ...]:
     """The distinct values of a provenance entry over the cells that have one, as text."""
@@ -131,136 +217,10 @@ class Results:
     return tuple(sorted({_text(v) for v in found if v not in (None, '', {})}))
 
 
-def load(workdir: str | Path) -> Results:
-  """Reads runs/<experiment>/, also while it runs.
-
-  Raises UserError naming the file where experiment.json is missing or not what it should be.
-  A cell's file that cannot be read is left out and named in `notes`.
-  """
-  workdir = Path(workdir)
-  asked = _read_experiment(workdir / 'experiment.json')
-  notes: list[str] = []
-  cells = tuple(_read_cell(workdir, entry, notes) for entry in asked['cells'])
-  base = _read_json(workdir / 'resolved.json', notes) or asked.get('base') or {}
-  losses: dict[str, dict[int, float]] = {c.variant: {} for c in cells}
-  for c in cells:
-    if c.state == 'done':
-      losses[c.variant][c.seed] = c.loss
-  baseline = asked.get('baseline') or ''
-  others = [name for name in losses if name != baseline]
-  against = [(name, baseline) for name in others] if baseline in losses else []
-  differences = stats.compare(losses, against)
-  return Results(
-    workdir=workdir,
-    name=asked.get('name') or workdir.name,
-    question=asked.get('question') or '',
-    variable=asked.get('variable') or '',
-    baseline=baseline if baseline in losses else '',
-    match=asked.get('match') or '',
-    command=asked.get('command') or '',
-    base=base,
-    cells=cells,
-    variants=tuple(
-      Variant(name, tuple(c for c in cells if c.variant == name), differences.get((name, baseline)))
-      for name in losses
-    ),
-    references=_read_json(workdir / 'references.json', notes),
-    leaders=stats.indistinguishable(losses, others),
-    outliers=stats.outliers(losses),
-    notes=(*notes, *_mixtures(cells)),
-  )
-
-
-def _read_experiment(path: Path) -> dict:
-  wrong = f'{path}: {{}}; give the folder that an experiment wrote, runs/<experiment>'
-  try:
-    asked = json.loads(path.read_text())
-  except FileNotFoundError:
-    raise UserError(wrong.format('no such file')) from None
-  except (OSError, ValueError) as error:
-    raise UserError(wrong.format(f'cannot be read ({error})')) from None
-  entries = asked.get('cells') if isinstance(asked, dict) else None
-  if not isinstance(entries, list) or not entries:
-    raise UserError(wrong.format('lists no cells'))
-  for entry in entries:
-    missing = {'name', 'variant', 'seed', 'folder'} - set(entry if isinstance(entry, dict) else ())
-    if missing:
-      raise UserError(wrong.format(f'a cell without {", ".join(sorted(missing))}'))
-  return asked
-
-
-def _read_cell(workdir: Path, entry: dict, notes: list[str]) -> Cell:
-  folder = workdir / 'cells' / str(entry['folder'])
-  read = {
-    name: _read_json(folder / f'{name}.json', notes)
-    for name in ('config', 'provenance', 'done', 'failed', 'heartbeat')
-  }
-  rows = _read_rows(folder / 'metrics.jsonl', notes)
-  done, failed = read['done'], read['failed']
-  if done and not is_number(done.get('eval/loss')):
-    failed = {'cause': 'non-finite', 'message': f'held-out loss is {done.get("eval/loss")}'}
-    done = {}
-  started = read['heartbeat'] or rows or (folder / 'claim.json').exists()
-  state = 'done' if done else 'failed' if failed else 'unfinished' if started else 'waiting'
-  return Cell(
-    name=str(entry['name']),
-    variant=str(entry['variant']),
-    seed=int(entry['seed']),
-    folder=folder,
-    state=state,
-    asked=entry,
-    config=read['config'],
-    provenance=read['provenance'],
-    result=done,
-    failure=failed if state == 'failed' else {},
-    progress=read['heartbeat'],
-    rows=rows,
-  )
-
-
-def _read_json(path: Path, notes: list[str]) -> dict:
-  """The object in a file; {} where it is absent, or unreadable, which is noted."""
-  try:
-    found = json.loads(path.read_text())
-  except FileNotFoundError:
-    return {}
-  except (OSError, ValueError) as error:
-    notes.append(f'{path} left out: {error}')
-    return {}
-  return found if isinstance(found, dict) else {}
-
-
-def _read_rows(path: Path, notes: list[str]) -> tuple[dict, ...]:
-  """Rows of metrics.jsonl; the last line may be half written and is dropped silently then."""
-  try:
-    lines = path.read_text(errors='replace').splitlines()
-  except OSError:
-    return ()
-  rows = []
-  for number, line in enumerate(lines, 1):
-    try:
-      row = json.loads(line)
-    except ValueError:
-      if number < len(lines):
-        notes.append(f'{path} line {number} left out: not JSON')
-      continue
-    if isinstance(row, dict):
-      rows.append(row)
-  return tuple(rows)
-
-
-def _mixtures(cells: Iterable[Cell]) -> list[str]:
-  """Finished cells that other code or other data made are compared only with a warning."""
-  notes = []
-  for key, what in (('code', 'versions of the code'), ('data', 'versions of the data')):
-    found: dict[str, int] = {}
-    for c in cells:
-      if c.result.get(key):
-        found[str(c.result[key])] = found.get(str(c.result[key]), 0) + 1
-    if len(found) > 1:
-      parts = ', '.join(f'{count} by {digest[:8]}' for digest, count in sorted(found.items()))
-      notes.append(f'finished cells come from {len(found)} {what} ({parts}); compare with care')
-  return notes
+def plain_setting(config: dict, path: str) -> Any:
+  """A setting of a nested config by its flag name, None if absent."""
+  section, _, name = path.rpartition('.')
+  return (config.get(section) or {}).get(name) if section else config.get(name)
 
 
 def is_number(value: Any) -> bool:
@@ -268,12 +228,17 @@ def is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _float(text: str) -> float | None:
+def as_float(text: str) -> float | None:
+  """The finite number that `text` writes, None if it is none."""
   try:
     value = float(text)
   except ValueError:
     return None
   return value if math.isfinite(value) else None
+
+
+def _mean(values: list[float]) -> float:
+  return values[0] if len(values) == 1 else math.fsum(values) / len(values)
 
 
 def _text(value: Any) -> str:

@@ -7,6 +7,8 @@ seed by seed. Fewer than three seeds give no interval, no p and no verdict.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +76,7 @@ def sample(values: Iterable[float]) -> Sample:
   return Sample(values, mean, sd, half)
 
 
+@functools.cache  # curves ask for the same few at every step
 def _t_critical(freedom: int) -> float:
   from scipy.stats import t
 
@@ -138,10 +141,11 @@ def seeds_to_settle(differences: Sequence[float], power: float = 0.8) -> float |
     return None
   if found.mean == 0:
     return math.inf
-  for n in range(MIN_SEEDS, CAP + 1):
-    if found.sd == 0 or _power(abs(found.mean) / found.sd, n) >= power:
-      return n
-  return math.inf
+  if found.sd == 0:
+    return MIN_SEEDS
+  effect, sizes = abs(found.mean) / found.sd, range(MIN_SEEDS, CAP + 1)
+  first = bisect.bisect_left(sizes, power, key=lambda n: _power(effect, n))  # it grows with n
+  return sizes[first] if first < len(sizes) else math.inf
 
 
 def _power(effect: float, n: int) -> float:
@@ -194,11 +198,11 @@ def indistinguishable(
   return (best, *ties)
 
 
-def outliers(losses: Mapping[str, Mapping[int, float]]) -> dict[tuple[str, int], float]:
+def outliers(losses: Mapping[str, Mapping[int, float]], far: float) -> dict[tuple[str, int], float]:
   """(variant, seed) -> distance from its variant's median, for cells far outside their siblings.
 
   Far is more than 6 times the median absolute deviation, pooled over variants because a few seeds
-  estimate it badly, and more than .03 nats. Needs 4 seeds of a variant. Named, not removed.
+  estimate it badly, and more than `far`. Needs 4 seeds of a variant. Named, not removed.
   """
   away = {}
   for variant, by_seed in losses.items():
@@ -208,4 +212,4 @@ def outliers(losses: Mapping[str, Mapping[int, float]]) -> dict[tuple[str, int],
   if not away:
     return {}
   spread = float(np.median(np.abs(list(away.values()))))
-  return {cell: d for cell, d in away.items() if abs(d) > max(6 * spread, 0.03)}
+  return {cell: d for cell, d in away.items() if abs(d) > max(6 * spread, far)}

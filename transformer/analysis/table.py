@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformer.analysis import formats
-from transformer.analysis.results import Results, Variant
+from transformer.analysis import formats, inside
+from transformer.analysis.measures import BITS, NATS, Measure
+from transformer.analysis.results import Results, Variant, as_float
 from transformer.analysis.verdict import off_target
 
-LOSS, BITS = 'held-out nats/token', 'bits/byte'
 VERDICTS = ('better', 'worse', 'tie', 'too few seeds')
 
 
@@ -21,6 +21,7 @@ class Column:
   show: Callable[[Variant], str]
   rank: int = 0  # 0 stays, larger goes first
   text: bool = False  # left-aligned
+  key: bool = False  # tells rows apart
 
 
 def columns(results: Results) -> list[Column]:
@@ -30,28 +31,64 @@ def columns(results: Results) -> list[Column]:
   def differs(key: str) -> bool:
     return len({v.asked(key) for v in variants}) > 1
 
-  name = results.variable.rpartition('.')[2] if results.variable else 'run'
-  found = [Column(name, lambda v: v.name, text=True)]
+  found = _keys(results)
   found.append(Column('parameters', lambda v: formats.count(v.asked('params')), 3))
   found.append(Column('d_ff', lambda v: formats.count(v.asked('d_ff')), 4))
-  if differs('d_model'):
-    found.append(Column('d_model', lambda v: formats.count(v.asked('d_model')), 4))
+  for path in ('model.num_layers', 'model.d_model'):
+    key = path.partition('.')[2]
+    if differs(key) and path not in results.by:
+      heading = 'layers' if key == 'num_layers' else key
+      found.append(Column(heading, lambda v, key=key: formats.count(v.asked(key)), 4))
+  if differs('ratio') and not _told(results):
+    found.append(Column('ratio', lambda v: _ratio(v), 5))
   if differs('flops_per_token'):
     flops = 'flops_per_token'
     found.append(Column('FLOPs/token', lambda v: formats.short(v.asked(flops)), 4))
   if results.match in ('params', 'flops') and any(off_target(results, v) for v in variants):
     found.append(Column('off target', lambda v: _percent(off_target(results, v)), 3))
-  found.append(Column(LOSS, lambda v: formats.with_interval(v.loss)))
-  bits = 'eval/bits_per_byte'
-  found.append(Column(BITS, lambda v: formats.with_interval(v.sample(bits)), 2))
+  found.append(Column(_loss(results.measure), lambda v: formats.with_interval(v.loss)))
+  if results.measure is NATS:
+    found.append(Column(BITS.brief, lambda v: formats.with_interval(v.sample(BITS.key)), 2))
   if results.baseline:
     found += _against(results)
   found.append(Column('tokens/s', lambda v: _mean(v, 'tokens_per_s'), 3))
-  found.append(Column('seeds', lambda v: f'{len(v.done)}/{len(v.cells)}', 1))
-  if any(sum(v.sample('skipped_steps').values) for v in variants):
-    skipped = 'skipped_steps'
-    found.append(Column('skipped steps', lambda v: f'{sum(v.sample(skipped).values):.0f}', 1))
+  found.append(Column('seeds', lambda v: f'{len(v.losses)}/{len(v.seeds)}', 1))
+  for key, heading in (('skipped_steps', 'skipped steps'), ('spikes', 'loss spikes')):
+    if any(v.total(key) for v in variants):
+      found.append(Column(heading, lambda v, key=key: formats.count(v.total(key)), 1))
   return found
+
+
+def _loss(measure: Measure) -> str:
+  """The heading of what is judged."""
+  return f'held-out {measure.brief}'
+
+
+def _told(results: Results) -> bool:
+  """Whether the variants' own names are their ratios, to 1 %."""
+  if 'ffn.ratio' not in results.by:
+    return False
+  at = results.by.index('ffn.ratio')
+  pairs = [(as_float(v.values[at]), v.asked('ratio')) for v in results.variants]
+  return all(
+    asked is not None and made is not None and abs(made - asked) <= 0.01 * abs(asked)
+    for asked, made in pairs
+  )
+
+
+def _ratio(variant: Variant) -> str:
+  made = variant.asked('ratio')
+  return formats.NONE if made is None else f'{made:.3g}'
+
+
+def _keys(results: Results) -> list[Column]:
+  """A column a setting that is compared; one for the name where none is."""
+  if not results.by:
+    return [Column('run', lambda v: v.name, text=True, key=True)]
+  return [
+    Column(results.heading(path), lambda v, i=i: v.values[i], text=True, key=True)
+    for i, path in enumerate(results.by)
+  ]
 
 
 def references(results: Results, columns: list[Column]) -> list[list[str]]:
@@ -60,7 +97,7 @@ def references(results: Results, columns: list[Column]) -> list[list[str]]:
   for name in ('unigram', 'bigram'):
     if (nats := results.references.get(name)) is not None:
       bits = formats.loss(results.references.get(f'{name}_bits_per_byte'))
-      shown = {columns[0].heading: name, LOSS: formats.loss(nats), BITS: bits}
+      shown = {columns[0].heading: name, _loss(NATS): formats.loss(nats), BITS.brief: bits}
       rows.append([shown.get(c.heading, '') for c in columns])
   return rows
 
@@ -99,19 +136,24 @@ def records(results: Results) -> list[dict]:
   return [_record(results, v) for v in results.ranked]
 
 
+_SHAPE = ('params', 'd_ff', 'ratio', 'd_model', 'num_layers', 'num_heads', 'flops_per_token')
+
+
 def _record(results: Results, v: Variant) -> dict:
-  bits, d = v.sample('eval/bits_per_byte'), v.difference
-  speed, skipped = v.sample('tokens_per_s'), v.sample('skipped_steps')
-  record = {'variant': v.name}
-  record |= {key: v.asked(key) for key in ('params', 'd_ff', 'd_model', 'flops_per_token')}
+  nats, bits, d = v.sample(NATS.key), v.sample(BITS.key), v.difference
+  speed = v.sample('tokens_per_s')
+  record = {'variant': v.name} | dict(zip(results.by, v.values, strict=True))
+  record |= {key: v.asked(key) for key in _SHAPE}
   record |= {
-    'seeds_done': len(v.done),
-    'seeds_asked': len(v.cells),
-    'loss_mean': v.loss.mean if v.done else None,
-    'loss_half_width_95': v.loss.half,
-    'loss_sd': v.loss.sd,
+    'seeds_done': len(v.losses),
+    'seeds_asked': len(v.seeds),
+    'loss_mean': nats.mean if nats.n else None,
+    'loss_half_width_95': nats.half,
+    'loss_sd': nats.sd,
     'bits_per_byte_mean': bits.mean if bits.n else None,
     'bits_per_byte_half_width_95': bits.half,
+    'bits_per_byte_sd': bits.sd,
+    'judged_by': results.measure.unit,  # unit of what follows
     'baseline': results.baseline,
     'difference_mean': d.sample.mean if d and d.sample.n else None,
     'difference_half_width_95': d.sample.half if d else None,
@@ -123,6 +165,8 @@ def _record(results: Results, v: Variant) -> dict:
     'verdict': d.verdict if d else None,
     'seeds_to_settle': d.settle if d else None,
     'tokens_per_s': speed.mean if speed.n else None,
-    'skipped_steps': int(sum(skipped.values)),
+    'skipped_steps': v.total('skipped_steps'),
+    'loss_spikes': v.total('spikes'),
   }
+  record |= {f'ffn/{name}': inside.mean(v, name) for name in inside.statistics(results)}
   return {key: '' if value is None else value for key, value in record.items()}

@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from transformer.analysis import formats, stats
-from transformer.analysis.results import Results, Variant
+from transformer.analysis import formats, grid, stats
+from transformer.analysis.measures import BITS, NATS
+from transformer.analysis.results import Cell, Results, Variant
 
 TOLERANCE = 0.005  # of a matched budget
 
@@ -26,7 +27,7 @@ class Answer:
 
 def answer(results: Results) -> Answer:
   """What won, what tied, what would settle it, what to mistrust."""
-  if not results.done:
+  if not any(v.loss.n for v in results.variants):
     return Answer('', 'No cell is finished yet, so there is no answer.', tuple(_doubts(results)))
   if len(results.variants) == 1:
     found = _single(results)
@@ -34,8 +35,9 @@ def answer(results: Results) -> Answer:
     found = _without_baseline(results)
   else:
     found = _against_baseline(results)
-  details = [*found[1:], *_references(results), *_doubts(results), _caveat(results)]
-  unit = ', in held-out nats per token' if results.baseline else ''
+  details = [*_measure(results), *grid.sentences(results), *found[1:], *_references(results)]
+  details += [*_doubts(results), _caveat(results)]
+  unit = f', in held-out {results.measure.unit}' if results.baseline else ''
   return Answer(f'At {conditions(results)}{unit}', found[0], tuple(details))
 
 
@@ -68,24 +70,19 @@ def _settings(results: Results, wanted: Iterable[tuple[str, str]]) -> list[str]:
   found = []
   for path, template in wanted:
     values = results.settings(path)
-    if values and path != results.variable:
+    if values and path not in results.by:
       found.append(template.format(_span(values)))
   return found
 
 
-def train_tokens(results: Results) -> int | None:
-  """Tokens that one cell trains on, by the base config."""
-  factors = [results.setting(p) for p in ('train.steps', 'data.batch_size', 'data.seq_len')]
-  return math.prod(factors) if all(factors) else None
-
-
 def _tokens(results: Results) -> str:
-  tokens, source = train_tokens(results), results.setting('data.source')
-  if tokens is None:
+  tokens = sorted({results.tokens(c) for c in results.cells} - {None})
+  if not tokens:
     return ''
-  what = f' of {source}' if source and results.variable != 'data.source' else ''
-  what += ' text' if source == 'stdlib' and what else ''
-  return f'{formats.short(tokens)} tokens{what}'
+  sources = [] if 'data.source' in results.by else results.settings('data.source')
+  what = f' of {formats.listing(list(sources))}' if sources else ''
+  what += ' text' if what == ' of stdlib' else ''
+  return f'{_span([formats.short(n) for n in tokens])} tokens{what}'
 
 
 def _budget(results: Results) -> str:
@@ -106,10 +103,40 @@ def _budget(results: Results) -> str:
   return f'{what} not matched ({span})'
 
 
+def unmatched(results: Results) -> str:
+  """For a caption: how far apart the variants' budgets are where none is held equal."""
+  if results.match in ('params', 'flops'):
+    return ''
+  spans = []
+  for key, what in (('params', 'parameters'), ('flops_per_token', 'FLOPs per token')):
+    values = [v.asked(key) for v in results.variants if v.asked(key)]
+    if values and min(values) < max(values):
+      spans.append(f'{formats.short(min(values))} to {formats.short(max(values))} {what}')
+  return f'Not matched: {" and ".join(spans)}.' if spans else ''
+
+
+def _measure(results: Results) -> list[str]:
+  """Why not nats per token, and what equal tokens of unlike tokenizers hide."""
+  if results.measure is NATS:
+    return []
+  told = 'Judged in bits per byte: nats per token of different tokenizers do not compare'
+  sizes = sorted({size for c in results.cells if (size := _bytes(results, c))})
+  if not sizes:
+    return [f'{told}.']
+  return [f'{told}. Each trains on {_span([formats.short(s, "B") for s in sizes])} of text.']
+
+
+def _bytes(results: Results, cell: Cell) -> float | None:
+  """Of text that a cell trains on, each time it comes by."""
+  data = cell.provenance.get('data') or {}
+  size, many, tokens = data.get('train_bytes'), data.get('train_tokens'), results.tokens(cell)
+  return tokens * size / many if tokens and size and many else None
+
+
 def seeds_text(results: Results) -> str:
   """'4 paired seeds', '2 to 3 of 4 paired seeds', '1 seed'."""
-  asked = max(len(v.cells) for v in results.variants)
-  done = sorted({len(v.done) for v in results.variants})
+  asked = max(len(v.seeds) for v in results.variants)
+  done = sorted({len(v.losses) for v in results.variants})
   paired = 'paired ' if len(results.variants) > 1 else ''
   noun = f'{paired}seed{"s" if asked != 1 else ""}'
   if done == [asked]:
@@ -120,7 +147,7 @@ def seeds_text(results: Results) -> str:
 
 def _rate(results: Results) -> str:
   rates = results.settings('optim.learning_rate')
-  if not rates or results.variable == 'optim.learning_rate':
+  if not rates or 'optim.learning_rate' in results.by:
     return ''
   if len(rates) == 1:
     return f'{"fixed " if len(results.variants) > 1 else ""}learning rate {rates[0]:g}'
@@ -129,16 +156,18 @@ def _rate(results: Results) -> str:
 
 def _single(results: Results) -> list[str]:
   variant = results.variants[0]
-  bits = variant.sample('eval/bits_per_byte')
-  in_bits = f' ({formats.with_interval(bits)} bits per byte)' if bits.n else ''
+  bits = variant.sample(BITS.key)
+  also = f' ({formats.with_interval(bits)} bits per byte)' if bits.n else ''
+  also = also if results.measure is NATS else ''
   loss = formats.with_interval(variant.loss)
-  return [f'the held-out loss is {loss} nats per token{in_bits}.']
+  return [f'the held-out loss is {loss} {results.measure.unit}{also}.']
 
 
 def _without_baseline(results: Results) -> list[str]:
-  best = min((v for v in results.variants if v.done), key=lambda v: v.loss.mean)
+  best = min((v for v in results.variants if v.loss.n), key=lambda v: v.loss.mean)
   loss = formats.with_interval(best.loss)
-  found = f'the lowest mean held-out loss is {loss} nats per token, by {_name(results, best)}.'
+  unit = results.measure.unit
+  found = f'the lowest mean held-out loss is {loss} {unit}, by {_name(results, best)}.'
   few = [v for v in results.variants if v.loss.n < stats.MIN_SEEDS]
   return [found, *_leaders(results), *_too_few(results, few)]
 
@@ -181,13 +210,15 @@ def _first_look(results: Results, shown: list[Variant]) -> list[str]:
   base = results.label(results.baseline)
   return [
     f'So far, without an interval, the differences to `{base}` are {_differences(results, shown)} '
-    'nats per token.'
+    f'{results.measure.unit}.'
   ]
 
 
 def _differences(results: Results, variants: list[Variant]) -> str:
   shown = ((v, formats.with_interval(v.difference.sample, sign=True)) for v in variants)
-  return formats.listing([f'{_name(results, v)} ({text})' for v, text in shown])
+  return formats.listing(
+    [f'{_name(results, v)} ({text})' for v, text in shown], most=_most(results)
+  )
 
 
 def _leaders(results: Results) -> list[str]:
@@ -214,7 +245,7 @@ def _settle(results: Results, ties: list[Variant]) -> list[str]:
   text = [
     'To show a difference of the size seen, if it is the true one and the only one tested, would '
     'take about '
-    f'{formats.listing(found)}.'
+    f'{formats.listing(found, most=_most(results))}.'
   ]
   nearly = [v for v in ties if v.difference.lost_to_holm]
   if nearly:
@@ -237,7 +268,7 @@ def _references(results: Results) -> list[str]:
   bigram = results.references.get('bigram')
   if bigram is None:
     return []
-  above = [v for v in results.ranked if v.done and v.loss.mean >= bigram]
+  above = [v for v in results.ranked if v.loss.n and v.loss.mean >= bigram]
   shown = f'a bigram count ({formats.loss(bigram)} nats per token)'
   if not above:
     who = 'Every variant is' if len(results.variants) > 1 else 'That is'
@@ -252,12 +283,12 @@ def _references(results: Results) -> list[str]:
 def _doubts(results: Results) -> list[str]:
   found = []
   for (variant, seed), away in results.outliers.items():
-    where = f'{formats.loss(abs(away))} nats {"above" if away > 0 else "below"} the median'
+    where = f'{formats.loss(abs(away))} {results.measure.unit} {"above" if away > 0 else "below"}'
     found.append(
-      f'Seed {seed} of `{results.label(variant)}` lies {where} of its siblings; it is kept, '
-      'look at its curve.'
+      f'Seed {seed} of `{results.label(variant)}` lies {where} the median of its siblings; it is '
+      'kept, look at its curve.'
     )
-  found += _off_target(results)
+  found += [*_off_target(results), *_besides(results)]
   failed = len(results.by_state('failed'))
   open_ = len(results.by_state('unfinished', 'waiting'))
   if failed:
@@ -265,6 +296,14 @@ def _doubts(results: Results) -> list[str]:
   if open_:
     found.append(f'Provisional: {open_} of {len(results.cells)} cells are not finished.')
   return found
+
+
+def _besides(results: Results) -> list[str]:
+  if not results.besides:
+    return []
+  names = formats.listing([f'`{name}`' for name in results.besides], most=_most(results))
+  what = formats.listing([f'`{name}`' for name in results.by])
+  return [f'Groups differ not only in {what} but also in {names}: a difference may be due to that.']
 
 
 def _off_target(results: Results) -> list[str]:
@@ -290,7 +329,7 @@ def _caveat(results: Results) -> str:
     return 'One run has no error bar: seeds differ, so compare with paired seeds, not with this.'
   rates = results.settings('optim.learning_rate')
   tuned = 'one learning rate for all, tuned for none' if len(rates) == 1 else 'these rates'
-  if results.variable == 'optim.learning_rate':
+  if 'optim.learning_rate' in results.by:
     tuned = 'this schedule'
   return (
     f'This holds for this shape, this budget and {tuned}; the order, even its sign, may change '
@@ -298,12 +337,17 @@ def _caveat(results: Results) -> str:
   )
 
 
+def _most(results: Results) -> int:
+  """Names in one sentence; fewer where there would be many such sentences."""
+  return 8 if len(results.variants) <= 12 else 4
+
+
 def _name(results: Results, variant: Variant) -> str:
   return f'`{results.label(variant.name)}`'
 
 
 def _names(results: Results, variants: Iterable[Variant]) -> str:
-  return formats.listing([_name(results, v) for v in variants])
+  return formats.listing([_name(results, v) for v in variants], most=_most(results))
 
 
 def _is(group: list) -> str:

@@ -1,13 +1,15 @@
 """Settings, variants, presets; `resolve` turns what was asked into what runs. Never imports jax."""
 
-from transformer.config import variants
+from transformer.config import activations, data, variants
 from transformer.config.presets import PRESETS
 from transformer.config.resolve import (
   config_hash,
   hyper,
+  ratios,
   resolve,
   result_settings,
   static_key,
+  widths,
 )
 from transformer.config.settings import (
   SECTIONS,
@@ -16,6 +18,7 @@ from transformer.config.settings import (
   DataConfig,
   FFNConfig,
   LaunchConfig,
+  LossConfig,
   ModelConfig,
   OptimConfig,
   ParallelConfig,
@@ -31,15 +34,20 @@ __all__ = [
   'DataConfig',
   'FFNConfig',
   'LaunchConfig',
+  'LossConfig',
   'ModelConfig',
   'OptimConfig',
   'ParallelConfig',
   'TrainConfig',
+  'activations',
   'config_hash',
+  'data',
   'hyper',
+  'ratios',
   'resolve',
   'result_settings',
   'setting',
   'static_key',
   'variants',
+  'widths',
 ]

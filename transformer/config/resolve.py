@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from typing import Any
 
 from transformer import axes, spec
@@ -15,16 +17,20 @@ from transformer.errors import UserError
 def resolve(config: Config) -> Config:
   """Returns the config that really runs: no setting left to choose. Idempotent.
 
-  Raises UserError where a value or a combination of values cannot run.
+  Runs the file of --plugin, whose variants are known from then on. Raises UserError where a value
+  or a combination of values cannot run.
   """
+  from transformer import plugin  # which declares by means of this package
+
+  plugin.load(config.plugin)
   for path, declared in SETTINGS.items():
     spec.check_value(f'--{path}', declared, config.get(path))
   out = {slot: spec.canonical(spec.parse(slot, config.get(slot))) for slot in spec.slots()}
-  out |= _model(config) | _ffn(config)
-  if not config.optim.learning_rate:
-    out['optim.learning_rate'] = float(f'{0.768 / config.model.d_model:.3g}')
+  out |= _model(config) | _ffn(config) | _optim(config)
   out['train.eval_every'] = config.train.eval_every or config.train.steps
   out['train.checkpoint_every'] = config.train.checkpoint_every or out['train.eval_every']
+  if config.train.init == 'continue' and not config.train.init_from:
+    raise UserError('--train.init=continue: of which run? Name it by --train.init_from')
   batch, parts = config.data.batch_size, config.train.accumulate
   if batch % parts:
     raise UserError(f'--data.batch_size={batch}: not divisible by --train.accumulate={parts}')
@@ -35,34 +41,126 @@ def resolve(config: Config) -> Config:
 
 
 def _model(config: Config) -> dict:
-  model = config.model
-  if not model.head_dim and model.d_model % model.num_heads:
+  model, heads = config.model, config.model.num_heads
+  if heads and not model.head_dim and model.d_model % heads:
     raise UserError(
-      f'--model.num_heads={model.num_heads}: does not divide --model.d_model={model.d_model}; '
+      f'--model.num_heads={heads}: does not divide --model.d_model={model.d_model}; '
       'choose a divisor or set --model.head_dim'
     )
-  head_dim = model.head_dim or model.d_model // model.num_heads
+  head_dim = (model.head_dim or model.d_model // heads) if heads else 0
+  kv_heads = model.num_kv_heads or heads
+  if (heads and heads % kv_heads) or kv_heads > heads:
+    raise UserError(f'--model.num_kv_heads={kv_heads}: does not divide --model.num_heads={heads}')
+  if model.bias and model.qkv_bias:
+    raise UserError('--model.qkv_bias: --model.bias has them all; leave one of them out')
   positions = spec.parse('model.positions', model.positions)
+  if positions.acts_on in ('heads', 'scores') and not heads:
+    raise UserError(
+      f'--model.positions={model.positions}: acts in attention, and --model.num_heads=0 has none; '
+      'try sinusoidal, learned or none'
+    )
   if positions.variant == 'rotary' and head_dim % 2:
     raise UserError(f'--model.positions=rotary: needs an even head width, not {head_dim}')
   if positions.variant == 'sinusoidal' and model.d_model % 2:
     raise UserError(f'--model.positions=sinusoidal: needs an even d_model, not {model.d_model}')
   source = spec.parse('data.source', config.data.source)
   vocab = spec.parse('data.tokenizer', config.data.tokenizer).vocab_size
-  if source.text and 0 < model.vocab_size < vocab:
+  if source.variant == 'tokens' and not model.vocab_size:
+    raise UserError(
+      f'--model.vocab_size=0: --data.source={config.data.source} has no tokenizer to tell it; set '
+      'it, as in --model.vocab_size=50257'
+    )
+  if getattr(source, 'text', True) and 0 < model.vocab_size < vocab:
     raise UserError(
       f"--model.vocab_size={model.vocab_size}: below the tokenizer's {vocab}; "
       'leave it 0 or set --data.tokenizer'
     )
-  return {'model.head_dim': head_dim, 'model.vocab_size': model.vocab_size or vocab}
+  return {
+    'model.head_dim': head_dim,
+    'model.num_kv_heads': kv_heads if kv_heads < heads else 0,
+    'model.vocab_size': model.vocab_size or vocab,
+  }
 
 
 def _ffn(config: Config) -> dict:
-  """d_ff is the target rounded to multiple_of; ratio becomes what was achieved."""
+  """d_ff is the target rounded to multiple_of; ratio becomes what was achieved.
+
+  With a pattern of ratios both are means over the layers.
+  """
   ffn, d_model = config.ffn, config.model.d_model
-  target = ffn.d_ff or ffn.ratio * d_model
-  d_ff = max(1, round(target / ffn.multiple_of)) * ffn.multiple_of
-  return {'ffn.d_ff': d_ff, 'ffn.ratio': d_ff / d_model}
+  pattern = ratios(config)
+  target = ffn.d_ff or sum(pattern) / len(pattern) * d_model
+  d_ff = max(1, round(target / ffn.multiple_of)) * ffn.multiple_of if target else 0
+  bare = '--ffn.ratio=0' if not d_ff else f'--ffn.ratios={ffn.ratios}'
+  if not config.model.num_heads and (not d_ff or (ffn.ratios and 0 in pattern)):
+    raise UserError(f'{bare}: and --model.num_heads=0 leave nothing in a block')
+  if ffn.shared and (not d_ff or len(set(pattern)) > 1):
+    raise UserError('--ffn.shared: needs one width, above 0, in all layers')
+  return {'ffn.d_ff': d_ff, 'ffn.ratio': d_ff / d_model, 'ffn.ratios': ffn.ratios.replace(' ', '')}
+
+
+def ratios(config: Config) -> list[float]:
+  """The width ratio of each layer, as --ffn.ratio or --ffn.ratios asks for it."""
+  text, layers = config.ffn.ratios, config.model.num_layers
+  if not text:
+    return [config.ffn.ratio] * layers
+  ramp = re.fullmatch(r'ramp\(([^,]+),([^,]+)\)', text.replace(' ', ''))
+  try:
+    found = [float(part) for part in (ramp.groups() if ramp else text.split(','))]
+  except ValueError:
+    found = [math.nan]
+  if not all(0 <= ratio <= 1e6 for ratio in found) or not any(found):
+    raise UserError(f"--ffn.ratios={text}: should be numbers from 0 on, '2,4,8,4' or 'ramp(2,6)'")
+  if ramp:
+    steps = [i / (layers - 1) for i in range(layers)] if layers > 1 else [0.5]
+    return [found[0] + step * (found[1] - found[0]) for step in steps]
+  if layers % len(found):
+    raise UserError(
+      f'--ffn.ratios={text}: {len(found)} ratios do not divide --model.num_layers={layers}'
+    )
+  return found * (layers // len(found))
+
+
+def widths(config: Config) -> list[int]:
+  """d_ff of each layer of a resolved config; 0 where a layer has no FFN."""
+  pattern, ffn = ratios(config), config.ffn
+  if not ffn.ratios:
+    return [ffn.d_ff] * len(pattern)
+  unit = ffn.d_ff * len(pattern) / sum(pattern) / ffn.multiple_of
+  return [max(1, round(r * unit)) * ffn.multiple_of if r else 0 for r in pattern]
+
+
+def _optim(config: Config) -> dict:
+  """The rate follows the width at which it was found; muP carries it to others itself."""
+  optim, width = config.optim, config.model.d_model
+  name = spec.parse('optim.name', optim.name)
+  rule = spec.parse('optim.parametrization', optim.parametrization)
+  if rule.variant == 'mup':
+    width = rule.base_d_model
+    if not name.mup:
+      known = ', '.join(n for n, d in spec.variants('optim.name').items() if d.mup)
+      raise UserError(f'--optim.parametrization=mup: has no rule for {name.variant}; try {known}')
+    if getattr(name, 'l2', 0.0):
+      raise UserError(
+        f'--optim.name={optim.name}: l2 depends on width, which mup forbids; take adamw'
+      )
+    if config.model.embedding_scale != 'sqrt_d_model':
+      raise UserError('--optim.parametrization=mup: needs --model.embedding_scale=sqrt_d_model')
+  schedule = spec.parse('optim.schedule', optim.schedule)
+  if schedule.variant == 'wsd' and schedule.warmup + schedule.decay > 1:
+    raise UserError(
+      f'--optim.schedule={optim.schedule}: warmup and decay are {schedule.warmup + schedule.decay} '
+      'of the steps; they should be 1 at most'
+    )
+  out = {'optim.learning_rate': optim.learning_rate or float(f'{name.rate * 0.768 / width:.3g}')}
+  if hasattr(name, 'l2'):
+    if optim.weight_decay not in (0.0, SETTINGS['optim.weight_decay'].default):
+      raise UserError(
+        f'--optim.weight_decay={optim.weight_decay}: {name.variant} decays through its gradient; '
+        f'set --optim.name={name.variant}(l2={optim.weight_decay})'
+      )
+    out['optim.weight_decay'] = 0.0
+  return out
 
 
 def sort_settings(config: Config, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -90,7 +188,8 @@ def static_key(config: Config) -> str:
 def hyper(config: Config) -> dict[str, float]:
   """The numbers the compiled step reads at run time, by flag name."""
   traced = sort_settings(config, ('traced',))
-  return {n: float(v) for n, v in traced.items() if n != 'seed' and not n.startswith('data.')}
+  apart = ('seed', 'data.', 'train.init')  # read by the host before the first step
+  return {n: float(v) for n, v in traced.items() if not n.startswith(apart)}
 
 
 def result_settings(config: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:

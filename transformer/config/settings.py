@@ -26,9 +26,10 @@ def setting(
   low: float | None = None,
   high: float | None = None,
   choices: tuple[str, ...] | None = None,
+  slot: str = '',
 ) -> Any:
-  """A dataclass field that is also a flag."""
-  metadata = dict(help=help, kind=kind, low=low, high=high, choices=choices)
+  """A dataclass field that is also a flag. slot: of the variant that an argument names."""
+  metadata = dict(help=help, kind=kind, low=low, high=high, choices=choices, slot=slot)
   return field(default=default, metadata=metadata)
 
 
@@ -39,13 +40,35 @@ class ModelConfig:
   architecture: str = setting('decoder', 'which Transformer', choices=('decoder',))
   d_model: int = setting(256, 'width of the residual stream', low=1, high=10**7)
   num_layers: int = setting(6, 'number of blocks', low=1)
-  num_heads: int = setting(4, 'attention heads', low=1)
+  num_heads: int = setting(4, 'attention heads; 0: no attention, FFNs alone', low=0)
+  num_kv_heads: int = setting(0, 'key/value heads, shared by groups; 0: num_heads', low=0)
   head_dim: int = setting(0, 'width of a head; 0: d_model / num_heads', low=0)
   vocab_size: int = setting(0, "vocabulary; 0: the tokenizer's", low=0)
   positions: str = setting('rotary', 'how positions enter')
-  norm: str = setting('rmsnorm', 'normalisation before attention, FFN and logits')
-  bias: bool = setting(False, 'biases in the attention projections')
+  norm: str = setting('rmsnorm', 'normalisation of branches and logits')
+  norm_placement: str = setting(
+    'pre',
+    'before a branch, after its sum with the stream, or before and after the branch',
+    choices=('pre', 'post', 'sandwich'),
+  )
+  parallel_branches: bool = setting(False, 'attention and FFN read the same input and add up')
+  qk_norm: bool = setting(False, 'RMSNorm of queries and keys, per head')
+  bias: bool = setting(False, 'biases of query, key, value and out')
+  qkv_bias: bool = setting(False, 'biases of query, key and value alone')
+  logits_bias: bool = setting(False, 'a bias a vocabulary entry')
+  tied: bool = setting(True, 'one table for embedding and logits')
+  embedding_scale: str = setting(
+    'sqrt_d_model', 'factor on the embedding', choices=('sqrt_d_model', 'one')
+  )
+  out_init: float = setting(
+    1.0, "factor on the initial deviation of attention's out; 0: zeros", low=0.0
+  )
+  logit_cap: float = setting(0.0, 'logits become cap · tanh(logits / cap); 0: no cap', low=0.0)
+  attention_cap: float = setting(0.0, 'the same for attention scores; 0: no cap', low=0.0)
   dropout: float = setting(0.0, 'dropout of embedding and residual branches', low=0.0, high=0.95)
+  stochastic_depth: float = setting(
+    0.0, 'chance that a row skips a branch of the last layer; falls to 0', low=0.0, high=0.95
+  )
   dtype: str = setting(
     'float32',
     'compute type; parameters and optimizer state stay float32',
@@ -58,11 +81,18 @@ class ModelConfig:
 class FFNConfig:
   """The position-wise feed-forward network."""
 
-  ratio: float = setting(4.0, 'd_ff / d_model, when d_ff is 0', low=1e-9, high=1e6)
+  ratio: float = setting(4.0, 'd_ff / d_model, when d_ff is 0; 0: no FFN', low=0.0, high=1e6)
   d_ff: int = setting(0, 'hidden width; 0: ratio * d_model', low=0, high=10**8)
+  ratios: str = setting(
+    '', "by layer: '2,4,8,4', repeated, or 'ramp(2,6)'; d_ff, if set, is their mean width"
+  )
   activation: str = setting('gelu', 'nonlinearity, plain or gated')
   multiple_of: int = setting(1, 'd_ff is rounded to a multiple of this', low=1)
+  hidden_layers: int = setting(1, '2: a three-layer FFN, d_ff to d_ff between', low=1, high=2)
+  shared: bool = setting(False, 'one FFN, with its weights, for all layers')
   bias: bool = setting(False, 'biases of up, gate and down')
+  dropout: float = setting(0.0, 'dropout of the hidden layer', low=0.0, high=0.95)
+  down_init: float = setting(1.0, 'factor on the initial deviation of down; 0: zeros', low=0.0)
 
 
 @dataclass(frozen=True)
@@ -76,8 +106,26 @@ class DataConfig:
   held_out: float = setting(
     0.1, 'share of documents (of packages, for stdlib) held out', kind='traced', low=0.001, high=0.9
   )
+  text_field: str = setting('text', 'field of the text in jsonl and parquet', kind='traced')
+  group_field: str = setting(
+    '',
+    'their field of what is held out whole (author, site …); empty: each document on its own',
+    kind='traced',
+  )
   cache: str = setting(
     '', 'folder of prepared data; empty: $ISOFFN_CACHE or ~/.cache/isoffn', kind='free'
+  )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+  """What training minimises. train/loss and eval/loss stay plain cross-entropy."""
+
+  label_smoothing: float = setting(
+    0.0, 'share of the target spread over the vocabulary', low=0.0, high=0.99
+  )
+  z_loss: float = setting(
+    0.0, 'weight of the mean of log² Z, Z the sum of exp(logits)', kind='traced', low=0.0
   )
 
 
@@ -87,11 +135,27 @@ class OptimConfig:
 
   name: str = setting('adamw', 'optimizer')
   learning_rate: float = setting(
-    0.0, 'peak rate; 0: 0.768 / d_model', kind='traced', low=0.0, high=100.0
+    0.0,
+    'peak rate; 0: 0.768 / d_model (under mup / base_d_model), times 0.3 for lion, 60 for sgd',
+    kind='traced',
+    low=0.0,
+    high=100.0,
   )
   schedule: str = setting('cosine', 'rate over time, as a share of the peak')
-  weight_decay: float = setting(0.1, 'decoupled decay of the matrices', kind='traced', low=0.0)
+  parametrization: str = setting('standard', 'how rates and scales follow d_model and d_ff')
+  weight_decay: float = setting(
+    0.1,
+    'decoupled decay of the matrices; 0 for adam and sgd, which have l2',
+    kind='traced',
+    low=0.0,
+  )
   clip_norm: float = setting(1.0, 'largest global gradient norm', kind='traced', low=1e-9)
+  ema: float = setting(
+    0.0,
+    'decay of a moving average of the weights, which is what gets evaluated; 0: none',
+    low=0.0,
+    high=0.9999999,
+  )
 
 
 @dataclass(frozen=True)
@@ -111,6 +175,25 @@ class TrainConfig:
   keep_last: int = setting(2, 'newest checkpoints kept', kind='free', low=1)
   keep_best: int = setting(1, 'checkpoints of lowest eval/loss kept', kind='free', low=0)
   tensorboard: bool = setting(False, 'also write TensorBoard event files', kind='free')
+  wandb: str = setting('', 'also log to this project of Weights & Biases', kind='free')
+  ffn_statistics: bool = setting(
+    True, 'rows ffn/… at each evaluation: zeros, dead units, kurtosis, ranks, norms', kind='free'
+  )
+  diagnose: int = setting(
+    0,
+    'steps between rows diag/…: gradients, updates, activations by layer; 0: none',
+    kind='free',
+    low=0,
+  )
+  init_from: str = setting(
+    '', 'begin from the weights of this run: its folder, or folder@step', kind='traced'
+  )
+  init: str = setting(
+    'finetune',
+    'finetune: only weights come from init_from; continue: all does, and its step goes on',
+    kind='traced',
+    choices=('finetune', 'continue'),
+  )
 
 
 @dataclass(frozen=True)
@@ -139,12 +222,16 @@ class Config:
   model: ModelConfig = ModelConfig()
   ffn: FFNConfig = FFNConfig()
   data: DataConfig = DataConfig()
+  loss: LossConfig = LossConfig()
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
   parallel: ParallelConfig = ParallelConfig()
   launch: LaunchConfig = LaunchConfig()
   seed: int = setting(
     0, 'of initialisation, data order and noise', kind='traced', low=0, high=2**31 - 1
+  )
+  plugin: str = setting(
+    '', 'your own file of activations, sources and schedules (transformer/plugin.py)', kind='free'
   )
 
   def replace(self, **changes: Any) -> Config:

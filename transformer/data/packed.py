@@ -1,4 +1,4 @@
-"""Documents to two packed streams of tokens on disk, made once and memory-mapped ever after."""
+"""Documents to packed streams of tokens on disk, made once and memory-mapped ever after."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,137 +17,195 @@ import numpy as np
 from transformer import spec
 from transformer.config import Config
 from transformer.data import batches, cache, tokenizers
+from transformer.data.corpus import Corpus, Watch, origin, split
 from transformer.errors import UserError
 
 _FORMAT = 1  # of the cache; raised when what is written for the same input changes
-# With this salt a tenth by hash is 9.2 % of the standard library's text on Python 3.11 and 9.8 % on
-# 3.12, in 22 packages (asyncio or idlelib alone, as other salts have it, would be half of it).
-_SALT = '1:'
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
-  """Text to pack."""
+class Packed:
+  """What `prepare` made."""
 
-  state: Any  # JSON, cheap to find, different whenever the documents may differ
-  info: dict[str, Any]  # for Data.info
-  documents: Callable[[], Iterator[tuple[str, str]]]  # (group, text); a group is held out whole
+  folder: Path
+  info: dict[str, Any]
+  tokenizer: Any
+  train: tuple[np.ndarray, ...]  # a stream a part
+  held_out: np.ndarray
 
 
-def data(corpus: Corpus, config: Config) -> batches.Data:
-  """Opens the packed streams of `corpus`, made first if the cache has none of this state.
+def data(corpora: Sequence[Corpus], config: Config, watch: Watch | None = None) -> batches.Data:
+  """Batches of text: of one corpus, or of the parts of a mixture; packed first where need be.
 
   Raises UserError if the text does not make one batch, or the cache cannot be used.
   """
-  declared = spec.parse('data.tokenizer', config.data.tokenizer)
-  key = json.dumps([_FORMAT, corpus.state, config.data.tokenizer, config.data.held_out])
-  name = f'{corpus.info["source"]}-{declared.variant}-{_digest(key)}'
-  folder = cache.once(
-    cache.root(config.data.cache) / 'tokens' / name,
-    lambda partial: _pack(partial, corpus, declared, config),
-  )
-  try:
-    info = json.loads((folder / 'info.json').read_text())
-    train, held_out = (_open(folder / f'{part}.npy') for part in ('train', 'held_out'))
-    tokenizer = tokenizers.load(folder / 'tokenizer.json')
-  except (OSError, ValueError) as e:
-    raise UserError(f'--data.cache: {folder} is damaged ({e}); delete that folder') from e
-  batch, length = config.data.batch_size, config.data.seq_len
-  if len(train) < batch * length + 1:
-    raise UserError(
-      f'--data.source={config.data.source}: {len(train):,} training tokens; one batch of '
-      f'--data.batch_size={batch} rows of --data.seq_len={length} needs {batch * length + 1:,}'
-    )
+  made = prepare(corpora, config, watch)
+  size, length, info = config.data.batch_size, config.data.seq_len, made.info
+  rows = batches.Rows(made.train, length)
+  batches.check_size(rows, info['train_tokens'], config.data.source, size, length)
+  if len(corpora) == 1:
+    order = batches.grain_order(len(rows), config.seed)
+  else:
+    order = batches.mixed_order(rows.counts, [c.weight for c in corpora], config.seed)
+    info |= {'parts': _shares(info['parts'], corpora, rows.counts, config)}
   return batches.Data(
     info=info,
     fingerprint=batches.fingerprint(info['digest'], length),
-    tokenizer=tokenizer,
+    tokenizer=made.tokenizer,
     held_out_bytes=info['held_out_bytes'],
-    batch_size=batch,
+    batch_size=size,
     seq_len=length,
-    train=train,
-    held_out=held_out,
-    order=batches.grain_order((len(train) - 1) // length, config.seed),
+    train=made.train,
+    held_out=(made.held_out,),
+    order=order,
   )
 
 
-def _pack(folder: Path, corpus: Corpus, declared: Any, config: Config) -> None:
-  """Writes train.npy, held_out.npy, tokenizer.json and info.json."""
+def prepare(corpora: Sequence[Corpus], config: Config, watch: Watch | None = None) -> Packed:
+  """Tokenizer and streams; made first if the cache has none of this state.
+
+  Raises UserError if there is too little text to split, or the cache cannot be used.
+  """
+  declared = spec.parse('data.tokenizer', config.data.tokenizer)
+  state, name = corpora[0].state, corpora[0].info['source']
+  if len(corpora) > 1:
+    state, name = ['mix', [corpus.state for corpus in corpora]], 'mix'
+  key = json.dumps([_FORMAT, state, _tokenizer_state(declared, config), config.data.held_out])
+  folder = cache.once(
+    cache.root(config.data.cache) / 'tokens' / f'{name}-{declared.variant}-{_digest(key)}',
+    lambda partial: _pack(partial, corpora, declared, config, watch or (lambda *_: None)),
+  )
+  try:
+    return Packed(
+      folder,
+      json.loads((folder / 'info.json').read_text()),
+      tokenizers.load(folder / 'tokenizer.json'),
+      tuple(_open(folder / f'{name}.npy') for name in _train_names(corpora)),
+      _open(folder / 'held_out.npy'),
+    )
+  except (OSError, ValueError, UserError) as e:
+    raise UserError(f'--data.cache: {folder} is damaged ({e}); delete that folder') from e
+
+
+def _tokenizer_state(declared: Any, config: Config) -> str:
+  """The tokenizer as it was asked for; one from a file by the file's content."""
+  if declared.variant == 'json':
+    return hashlib.sha256(Path(declared.path).expanduser().read_bytes()).hexdigest()
+  return config.data.tokenizer + origin(tokenizers.TOKENIZERS[declared.variant])
+
+
+def _train_names(corpora: Sequence[Corpus]) -> list[str]:
+  return ['train'] if len(corpora) == 1 else [f'train-{k}' for k in range(len(corpora))]
+
+
+def _shares(
+  parts: list[dict], corpora: Sequence[Corpus], rows: Sequence[int], config: Config
+) -> list[dict]:
+  """Each part's share of the rows, and how often training will go through it.
+
+  Raises UserError for a part without a row.
+  """
+  seen, found = config.train.steps * config.data.batch_size, []
+  for part, corpus, count in zip(parts, corpora, rows, strict=True):
+    if not count:
+      raise UserError(
+        f'--data.source={config.data.source}: {corpus.name} has {part["train_tokens"]:,} training '
+        f'tokens; one row of --data.seq_len={config.data.seq_len} needs {config.data.seq_len + 1}'
+      )
+    found.append(part | {'weight': corpus.weight, 'epochs': seen * corpus.weight / count})
+  return found
+
+
+def _pack(
+  folder: Path, corpora: Sequence[Corpus], declared: Any, config: Config, watch: Watch
+) -> None:
+  """Writes the streams, tokenizer.json and info.json."""
   logging.info('preparing %s in %s', config.data.source, folder.parent)
-  is_held_out, counts = _split(corpus, config)
-  tokenizer = tokenizers.TOKENIZERS[declared.variant].train(
-    declared, (text for group, text in _documents(corpus) if not is_held_out(group))
+  watch('reading', 0, 0)
+  splits = [split(c, config.data.held_out, c.name or config.data.source) for c in corpora]
+  texts = (
+    text
+    for corpus, side in zip(corpora, splits, strict=True)
+    for group, text in corpus.texts()
+    if not side.holds_out(group)
   )
+  learn = tokenizers.TOKENIZERS[declared.variant]
+  total = sum(side.counts['documents'] - side.counts['held_out_documents'] for side in splits)
+  tokenizer = learn(declared, _watched(texts, watch, 'learning the tokenizer', total))
   (folder / 'tokenizer.json').write_text(tokenizer.to_json(), encoding='utf-8')
-  dtype = batches.token_type(declared.vocab_size)
-  with (
-    _Stream(folder / 'train.npy', dtype) as train,
-    _Stream(folder / 'held_out.npy', dtype) as held_out,
-  ):
-    documents = _documents(corpus)
-    while some := list(itertools.islice(documents, 256)):
-      for (group, text), ids in zip(some, tokenizer.encode([t for _, t in some]), strict=True):
-        (held_out if is_held_out(group) else train).write(ids, text)
-  digest = _digest(json.dumps([train.digest, held_out.digest, tokenizer.to_json()]))
-  info = dict(
-    **corpus.info,
-    **counts,
-    tokenizer=config.data.tokenizer,
-    vocab_size=tokenizer.vocab_size,
-    train_tokens=train.tokens,
-    train_bytes=train.bytes,
-    held_out_tokens=held_out.tokens,
-    held_out_bytes=held_out.bytes,
-    digest=digest,
-  )
+  dtype, counted, digests = batches.token_type(declared.vocab_size), [], []
+  with _Stream(folder / 'held_out.npy', dtype) as held_out:
+    for corpus, side, name in zip(corpora, splits, _train_names(corpora), strict=True):
+      before = Counter(held_out.counts)
+      with _Stream(folder / f'{name}.npy', dtype) as train:
+        doing = f'cutting {corpus.name or "text"} into tokens'
+        documents = _watched(corpus.texts(), watch, doing, side.counts['documents'])
+        lossy = _write(documents, tokenizer, side.holds_out, train, held_out)
+      counts = {f'train_{what}': n for what, n in train.counts.items()}
+      counts |= {f'held_out_{what}': n - before[what] for what, n in held_out.counts.items()}
+      counted.append(side.counts | counts | {'held_out_lossy_documents': lossy})
+      digests.append(train.digest)
+  info = {
+    **{what: sum(counts[what] for counts in counted) for what in counted[0]},
+    'held_out_tokens': held_out.counts['tokens'],  # the first one, too
+    'tokenizer': config.data.tokenizer,
+    'vocab_size': tokenizer.vocab_size,
+    'digest': _digest(json.dumps([*digests, held_out.digest, tokenizer.to_json()])),
+  }
+  if len(corpora) == 1:
+    info = corpora[0].info | info
+  else:
+    parts = [{'name': c.name, **c.info, **n} for c, n in zip(corpora, counted, strict=True)]
+    info = {'source': 'mix', **info, 'parts': parts}
   (folder / 'info.json').write_text(json.dumps(info, indent=2))
 
 
-def _documents(corpus: Corpus) -> Iterator[tuple[str, str]]:
-  return ((group, text) for group, text in corpus.documents() if text)
+def _write(
+  documents: Iterable[tuple[str, str]],
+  tokenizer: Any,
+  holds_out: Callable[[str], bool],
+  train: _Stream,
+  held_out: _Stream,
+) -> int:
+  """Appends each document to its side. Returns how many held-out ones do not come back whole."""
+  documents, lossy = iter(documents), 0
+  while some := list(itertools.islice(documents, 256)):
+    for (group, text), ids in zip(some, tokenizer.encode([t for _, t in some]), strict=True):
+      side = held_out if holds_out(group) else train
+      side.write(ids, text, int(np.count_nonzero(ids == tokenizer.unknown)))
+      lossy += side is held_out and tokenizer.decode(ids) != text  # they tell enough
+  return lossy
 
 
-def _split(corpus: Corpus, config: Config) -> tuple[Callable[[str], bool], dict[str, int]]:
-  """Which groups are held out: those whose hash, as a number in [0, 1), lies below the share.
-
-  So a group's side never depends on the others, save that neither side is left empty.
-  """
-  documents, groups = 0, set()
-  for group, _ in _documents(corpus):
-    documents += 1
-    groups.add(_place(group))
-  if len(groups) < 2:
-    raise UserError(
-      f'--data.source={config.data.source}: {len(groups)} document(s) with text; '
-      'at least 2 are needed, one of them to hold out'
-    )
-  bound = min(max(int(config.data.held_out * 2**64), min(groups) + 1), max(groups))
-  held_out_groups = sum(place < bound for place in groups)
-  counts = dict(documents=documents, groups=len(groups), held_out_groups=held_out_groups)
-  return lambda group: _place(group) < bound, counts
-
-
-def _place(group: str) -> int:
-  return int.from_bytes(hashlib.sha256(f'{_SALT}{group}'.encode()).digest()[:8], 'big')
+def _watched(items: Iterable, watch: Watch, doing: str, total: int) -> Iterator:
+  """The items; `watch` is told now and then."""
+  for done, item in enumerate(items):
+    if done % 64 == 0:
+      watch(doing, done, total)
+    yield item
+  watch(doing, total, total)
 
 
 class _Stream:
-  """A one-dimensional .npy file that grows document by document: 0 doc 0 doc … 0."""
+  """A one-dimensional .npy file that grows document by document: 0 doc 0 doc … 0.
+
+  counts: tokens; of the documents, bytes of UTF-8 and unknown tokens.
+  """
 
   def __init__(self, path: Path, dtype: type):
     self._file, self._dtype = open(path, 'wb'), np.dtype(dtype)  # noqa: SIM115
     self._hash = hashlib.sha256()
-    self.tokens = self.bytes = 0
+    self.counts = Counter(tokens=0, bytes=0, unknown_tokens=0)
 
   def __enter__(self) -> Self:
     self._header()
     self._append(np.zeros(1, self._dtype))
     return self
 
-  def write(self, ids: np.ndarray, text: str) -> None:
+  def write(self, ids: np.ndarray, text: str, unknown: int) -> None:
     """Appends a document and its end."""
     self._append(np.append(ids, 0).astype(self._dtype))
-    self.bytes += len(text.encode())
+    self.counts.update(bytes=len(text.encode()), unknown_tokens=unknown)
 
   def __exit__(self, *exc: object) -> None:
     self._file.seek(0)
@@ -157,11 +216,11 @@ class _Stream:
   def _append(self, tokens: np.ndarray) -> None:
     self._hash.update(tokens.tobytes())
     self._file.write(tokens.tobytes())
-    self.tokens += len(tokens)
+    self.counts['tokens'] += len(tokens)
 
   def _header(self) -> None:
     descr = np.lib.format.dtype_to_descr(self._dtype)
-    header = dict(descr=descr, fortran_order=False, shape=(self.tokens,))
+    header = dict(descr=descr, fortran_order=False, shape=(self.counts['tokens'],))
     np.lib.format.write_array_header_1_0(self._file, header)
 
 

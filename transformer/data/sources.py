@@ -1,13 +1,17 @@
-"""Where text comes from. A source turns its declaration and the config into Data.
+"""Where text comes from.
 
-To add one: declare it in config/variants.py, and register its body in SOURCES under that name.
+A source turns its declaration and the config into a Corpus, a tuple of them (a mixture), or, where
+there is no text, into Data. A user's own may simply be a generator of (group, text).
+To add one: declare it in config/data.py, and register its body in SOURCES under that name.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import hashlib
 import importlib.util
+import inspect
 import os
 import sys
 import sysconfig
@@ -15,10 +19,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from transformer import spec
 from transformer.config import Config
-from transformer.data import batches, cache, packed
+from transformer.data import cache
+from transformer.data.corpus import Corpus, Documents, file_states, from_generator, matches
+from transformer.data.records import jsonl, parquet
 from transformer.data.synthetic import synthetic
+from transformer.data.token_files import tokens
 from transformer.errors import UserError
+
+SOURCES: dict[str, Callable] = spec.bodies('data.source')
 
 _MODULE_LIMIT = 60_000  # characters kept of one module of the standard library
 # Tests; tables (idna, code pages), 10 % of the held-out text if they land there.
@@ -26,7 +36,7 @@ _SKIPPED = {'test', 'tests', 'idle_test', 'encodings', '__pycache__', 'site-pack
 _FEW_FILES = 20  # with fewer, holding out whole files would miss the share by far
 
 
-def stdlib(declared: Any, config: Config) -> batches.Data:
+def stdlib(declared: Any, config: Config) -> Corpus:
   """The running interpreter's library, through a TFDS builder; groups are top-level packages."""
   modules = _modules()
   version = '.'.join(map(str, sys.version_info[:3]))
@@ -34,14 +44,13 @@ def stdlib(declared: Any, config: Config) -> batches.Data:
   state = hashlib.sha256(b''.join(f'{n}\0{len(b)}\0'.encode() + b for n, b in modules)).hexdigest()
   folder = cache.root(config.data.cache) / f'stdlib-{version}-{state[:16]}'
 
-  def documents() -> Iterator[tuple[str, str]]:
+  def documents() -> Documents:
     from transformer.data import stdlib_text
 
     cache.once(folder, lambda part: stdlib_text.prepare(lambda: _decoded(modules), version, part))
     return stdlib_text.read(version, folder)
 
-  info = dict(source='stdlib', python=version)
-  return packed.data(packed.Corpus(['stdlib', version, state], info, documents), config)
+  return Corpus(['stdlib', version, state], dict(source='stdlib', python=version), documents)
 
 
 def _modules() -> list[tuple[str, bytes]]:
@@ -72,31 +81,23 @@ def _package(name: str) -> str:
   return name.partition('/')[0].removesuffix('.py')
 
 
-def text(declared: Any, config: Config) -> batches.Data:
+def text(declared: Any, config: Config) -> Corpus:
   """UTF-8 files, a document and a group each; a few files are cut into a hundred pieces or more."""
-  flag = f'--data.source={config.data.source}'
-  pattern = os.path.expanduser(declared.glob)
-  paths = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
-  if not paths:
-    raise UserError(f'{flag}: no file matches in {os.getcwd()}')
-  stats = [os.stat(p) for p in paths]
-  state = [
-    (os.path.abspath(p), s.st_size, s.st_mtime_ns) for p, s in zip(paths, stats, strict=True)
-  ]
-  total = sum(s.st_size for s in stats)
+  source = spec.canonical(declared)
+  flag, paths = f'--data.source={source}', matches(declared.glob, source)
+  total = sum(os.path.getsize(p) for p in paths)
   if not total:
     raise UserError(f'{flag}: the files hold no text')
   # Named from the first wildcard on (escaping brackets it), so that a corpus may move whole.
-  root = os.path.dirname(glob.escape(pattern).partition('[')[0])
+  root = os.path.dirname(glob.escape(os.path.expanduser(declared.glob)).partition('[')[0])
   size = min(max(total // 100, 200), 60_000) if len(paths) < _FEW_FILES else sys.maxsize
 
-  def documents() -> Iterator[tuple[str, str]]:
+  def documents() -> Documents:
     for path in paths:
       for k, piece in enumerate(_pieces(_read(path, flag), size)):
         yield f'{os.path.relpath(path, root or ".")}#{k}', piece
 
-  info = dict(source='text', files=len(paths))
-  return packed.data(packed.Corpus(['text', state], info, documents), config)
+  return Corpus(['text', file_states(paths)], dict(source='text', files=len(paths)), documents)
 
 
 def _read(path: str, flag: str) -> str:
@@ -120,12 +121,12 @@ def _pieces(text: str, size: int) -> Iterator[str]:
   yield text[start:]
 
 
-def tfds(declared: Any, config: Config) -> batches.Data:
+def tfds(declared: Any, config: Config) -> Corpus:
   """The `train` split of a set prepared as array_record; a text is its own group.
 
   Held-out documents come from `train` by hash, as in every source; other splits are not read.
   """
-  flag = f'--data.source={config.data.source}'
+  flag = f'--data.source={spec.canonical(declared)}'
   builder = _builder(declared.name, flag, config)
   if 'train' not in builder.info.splits:
     raise UserError(f"{flag}: no split 'train' among {', '.join(sorted(builder.info.splits))}")
@@ -133,7 +134,7 @@ def tfds(declared: Any, config: Config) -> batches.Data:
   files = sorted(p for p in Path(builder.data_dir).iterdir() if p.is_file())
   stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
-  def documents() -> Iterator[tuple[str, str]]:
+  def documents() -> Documents:
     for k, record in enumerate(builder.as_data_source(split='train')):
       try:
         document = record[feature].decode()
@@ -142,8 +143,7 @@ def tfds(declared: Any, config: Config) -> batches.Data:
       yield document, document
 
   info = dict(source='tfds', set=builder.info.full_name)
-  state = ['tfds', str(builder.data_dir), stats]
-  return packed.data(packed.Corpus(state, info, documents), config)
+  return Corpus(['tfds', str(builder.data_dir), stats], info, documents)
 
 
 def _builder(name: str, flag: str, config: Config) -> Any:
@@ -187,10 +187,35 @@ def _text_feature(features: Any, flag: str) -> str:
   return texts[0]
 
 
-# data.source -> body
-SOURCES: dict[str, Callable[[Any, Config], batches.Data]] = {
-  'stdlib': stdlib,
-  'text': text,
-  'tfds': tfds,
-  'synthetic': synthetic,
-}
+def mix(declared: Any, config: Config) -> tuple[Corpus, ...]:
+  """The parts, each with its name and weight."""
+  return tuple(
+    dataclasses.replace(_one(part, config), name=spec.canonical(part), weight=weight)
+    for part, weight in declared.weighted
+  )
+
+
+def _one(part: Any, config: Config) -> Corpus:
+  made = opened(part, config)
+  assert isinstance(made, Corpus)  # what is declared as text gives text
+  return made
+
+
+def opened(declared: Any, config: Config) -> Any:
+  """What the source's body makes; of a generator function a Corpus."""
+  body = SOURCES[declared.variant]
+  if inspect.isgeneratorfunction(body):
+    return from_generator(body, declared, config)
+  return body(declared, config)
+
+
+SOURCES.update(
+  stdlib=stdlib,
+  text=text,
+  jsonl=jsonl,
+  parquet=parquet,
+  tfds=tfds,
+  mix=mix,
+  tokens=tokens,
+  synthetic=synthetic,
+)

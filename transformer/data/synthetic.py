@@ -41,8 +41,8 @@ def synthetic(declared: Any, config: Config) -> batches.Data:
     held_out_bytes=0,
     batch_size=config.data.batch_size,
     seq_len=length,
-    train=train,
-    held_out=held_out,
+    train=(train,),
+    held_out=(held_out,),
     order=batches.numpy_order(declared.rows, config.seed),
   )
 

@@ -1,26 +1,34 @@
-"""Text to ids and back, byte for byte. Id 0 is `<eos>`, which no text can produce."""
+"""Text to ids and back. Id 0 is the end of a document, which no text can produce.
+
+A body takes its declaration and the training texts, and returns a tokenizer. One from a user's own
+file returns a `Subword`, so that `load` can read it back.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from transformer import spec
+from transformer.config import tokenizer_file
+from transformer.errors import UserError
+
 EOS = '<eos>'
+INSIDE = '‿'  # marks WordPiece's entries within words: unlike '##', no bytes are written so
+_LONGEST_WORD = 64  # bytes; WordPiece takes time by the square of it
+
+TOKENIZERS: dict[str, Callable] = spec.bodies('data.tokenizer')
 
 
 class Byte:
   """Byte b of the UTF-8 text is id b + 1."""
 
   vocab_size = 257
-
-  @classmethod
-  def train(cls, declared: Any, texts: Iterable[str]) -> Self:
-    """Nothing to learn."""
-    return cls()
+  unknown = None
 
   def encode(self, texts: list[str]) -> list[np.ndarray]:
     """Ids of each text, int32."""
@@ -30,61 +38,142 @@ class Byte:
     """The text of `ids`; 0, padding and ids past the vocabulary say nothing."""
     return bytes(i - 1 for i in _plain(ids, self.vocab_size)).decode(errors='replace')
 
+  def pieces(self, text: str) -> list[str]:
+    """What each id of `text` stands for; of a character cut into several, which part."""
+    return _numbered([(k, c) for k, c in enumerate(text) for _ in c.encode()])
+
   def to_json(self) -> str:
     """What `load` reads."""
     return json.dumps({'isoffn': 'byte'})
 
 
-class Bpe:
-  """Byte-level byte-pair encoding; `tokenizer.json` is the one Hugging Face's library reads."""
+class Subword:
+  """A tokenizer of Hugging Face's library, its ids rearranged so that 0 ends a document."""
 
-  def __init__(self, trained: Any):
-    self._trained = trained
-    self._trained.encode_special_tokens = True  # a text's own '<eos>' is five letters, not id 0
-    self.vocab_size = trained.get_vocab_size()
-
-  @classmethod
-  def train(cls, declared: Any, texts: Iterable[str]) -> Self:
-    """Learns at most `declared.vocab_size` entries (fewer if the text has fewer pairs)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-      vocab_size=declared.vocab_size,
-      special_tokens=[EOS],
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-      show_progress=False,
-    )
-    trained.train_from_iterator(texts, trainer)
-    return cls(trained)
+  def __init__(self, trained: Any, where: str = 'tokenizer.json'):
+    trained.no_truncation()
+    trained.no_padding()
+    trained.encode_special_tokens = True  # a text's own '<eos>' is five letters, not id 0
+    self._trained, self._json = trained, trained.to_str()
+    facts = tokenizer_file.facts(self._json, where)
+    self.vocab_size = facts.vocab_size
+    # From the library's ids to ours.
+    self._ours = np.arange(facts.entries, dtype=np.int32) + (facts.end is None)
+    if facts.end:
+      self._ours[[0, facts.end]] = facts.end, 0
+    self._theirs = np.zeros(self.vocab_size, np.int64)
+    self._theirs[self._ours] = np.arange(facts.entries)
+    self.unknown = None if facts.unknown is None else int(self._ours[facts.unknown])
 
   def encode(self, texts: list[str]) -> list[np.ndarray]:
     """Ids of each text, int32."""
-    return [np.array(e.ids, np.int32) for e in self._trained.encode_batch_fast(texts)]
+    encoded = self._trained.encode_batch_fast(texts, add_special_tokens=False)
+    found = [self._ours[np.array(e.ids, np.int64)] for e in encoded]
+    return [ids[ids > 0] for ids in found]  # a vocabulary may hold its end token as text, too
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of `ids`; 0, padding and ids past the vocabulary say nothing."""
-    return self._trained.decode(list(_plain(ids, self.vocab_size)), skip_special_tokens=False)
+    theirs = [int(self._theirs[i]) for i in _plain(ids, self.vocab_size)]
+    return self._trained.decode(theirs, skip_special_tokens=False)
+
+  def pieces(self, text: str) -> list[str]:
+    """What each id of `text` stands for; of a character cut into several, which part."""
+    encoded = self._trained.encode(text, add_special_tokens=False)
+    places = zip(encoded.offsets, encoded.ids, strict=True)
+    return _numbered([(start, text[start:end]) for (start, end), i in places if self._ours[i]])
 
   def to_json(self) -> str:
     """What `load` reads."""
-    return self._trained.to_str()
+    return self._json
 
 
-TOKENIZERS: dict[str, type] = {'byte': Byte, 'bpe': Bpe}  # data.tokenizer -> body
+def byte(declared: Any, texts: Iterable[str]) -> Byte:
+  """Nothing to learn."""
+  return Byte()
 
 
-def load(path: str | Path) -> Byte | Bpe:
-  """The tokenizer saved in a `tokenizer.json`."""
-  text = Path(path).read_text(encoding='utf-8')
+def bpe(declared: Any, texts: Iterable[str]) -> Subword:
+  """Learns at most `declared.vocab_size` entries (fewer if the text has fewer pairs)."""
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+  trained = Tokenizer(models.BPE())
+  trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  trained.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=declared.vocab_size,
+    special_tokens=[EOS],
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  trained.train_from_iterator(texts, trainer)
+  return Subword(trained)
+
+
+def wordpiece(declared: Any, texts: Iterable[str]) -> Subword:
+  """Learns at most `declared.vocab_size` entries; any text can be written with them."""
+  from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+  trained = Tokenizer(models.WordPiece(unk_token=EOS))  # has to be named, and never comes up
+  words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  short = pre_tokenizers.Split(Regex(f'.{{1,{_LONGEST_WORD}}}'), 'isolated')
+  trained.pre_tokenizer = pre_tokenizers.Sequence([words, short])
+  trained.decoder = decoders.Sequence([decoders.Replace(INSIDE, ''), decoders.ByteLevel()])
+  trainer = trainers.WordPieceTrainer(
+    vocab_size=declared.vocab_size,
+    special_tokens=[EOS],
+    show_progress=False,
+    continuing_subword_prefix=INSIDE,
+  )
+  trained.train_from_iterator(texts, trainer)
+  # The trainer knows the bytes it saw; every byte at both places leaves nothing unknown.
+  learned = trained.get_vocab()
+  signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+  always = [EOS, *signs, *(INSIDE + sign for sign in signs)]
+  entries = list(dict.fromkeys([*always, *sorted(learned, key=learned.get)]))[: declared.vocab_size]
+  trained.model = models.WordPiece(
+    {entry: i for i, entry in enumerate(entries)},
+    unk_token=EOS,
+    continuing_subword_prefix=INSIDE,
+  )
+  return Subword(trained)
+
+
+def from_file(declared: Any, texts: Iterable[str]) -> Byte | Subword:
+  """The tokenizer of a file; nothing to learn. Raises UserError if the library cannot read it."""
+  return load(declared.path, f'--data.tokenizer=json:{declared.path}')
+
+
+TOKENIZERS.update({'byte': byte, 'bpe': bpe, 'wordpiece': wordpiece, 'json': from_file})
+
+
+def load(path: str | Path, where: str = '') -> Byte | Subword:
+  """The tokenizer saved in a `tokenizer.json`. where: how an error begins; the path, if empty.
+
+  Raises UserError if it is none.
+  """
+  where = where or str(path)
+  tokenizer_file.read(path, where)
+  text = Path(path).expanduser().read_text(encoding='utf-8')
   if json.loads(text).get('isoffn') == 'byte':
     return Byte()
   from tokenizers import Tokenizer
 
-  return Bpe(Tokenizer.from_str(text))
+  try:
+    trained = Tokenizer.from_str(text)
+  except Exception as e:  # the library raises nothing narrower
+    raise UserError(f'{where}: tokenizers cannot read it ({str(e)[:200]})') from None
+  return Subword(trained, where)
 
 
 def _plain(ids: Iterable[int], vocab_size: int) -> Iterator[int]:
   return (int(i) for i in ids if 0 < i < vocab_size)
+
+
+def _numbered(places: list[tuple[int, str]]) -> list[str]:
+  """The texts of (place, text); several of one place are told apart as 'é 1/2', 'é 2/2'."""
+  found = []
+  for k, place in enumerate(places):
+    before, after = places[max(0, k - 4) : k].count(place), places[k : k + 5].count(place)
+    total = before + after
+    found.append(place[1] if total == 1 else f'{place[1]} {before + 1}/{total}')
+  return found

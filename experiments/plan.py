@@ -1,0 +1,107 @@
+"""An experiment as it is planned: its cells, and the table that --dry_run prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.cells import Cell, state
+from transformer import count
+from transformer.config import Config
+
+if TYPE_CHECKING:
+  from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Experiment:
+  """A question with its cells.
+
+  name: of the script and of its folder under runs/. asked: what the flags say. base: the resolved
+  config of the baseline. cells: in the order variants are to be listed. variable: the setting that
+  varies, '' if none. baseline: the variant others are compared with. match: the kind of budget held
+  equal, budget: its size, absorb: what gives way for it.
+  """
+
+  name: str
+  question: str
+  asked: Config
+  base: Config
+  cells: Sequence[Cell]
+  variable: str = ''
+  baseline: str = ''
+  match: str = ''
+  budget: int = 0
+  absorb: str = ''
+
+
+def show(experiment: Experiment, workdir: Path, out: Console) -> None:
+  """Cells, parameters and FLOPs, without jax."""
+  from rich import box
+  from rich.table import Table
+
+  from transformer.analysis.formats import short
+
+  table = Table(
+    title=experiment.question, title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False
+  )
+  groups: dict[str, list[Cell]] = {}
+  for cell in experiment.cells:
+    groups.setdefault(cell.variant, []).append(cell)
+  rows = {variant: _row(experiment, cells[0].config) for variant, cells in groups.items()}
+  shown = [
+    column
+    for column, telling in _COLUMNS.items()
+    if not telling or len({row[telling] for row in rows.values()}) > 1
+  ]
+  table.add_column('variant')
+  for heading in ('seeds', *shown):
+    table.add_column(heading, justify='right', no_wrap=True)
+  table.add_column('state')
+  for variant, cells in groups.items():
+    states = [state(cell.folder(workdir)) for cell in cells]
+    told = ', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states))
+    table.add_row(variant, str(len(cells)), *(rows[variant][k] for k in shown), told)
+  out.print(table)
+  if 'aspect' in shown:
+    out.print('aspect: d_model / layers')
+  tokens = sum(count.train_tokens(cell.config) for cell in experiment.cells)
+  flops = sum(count.train_flops(cell.config) for cell in experiment.cells)
+  many = len(experiment.cells)
+  out.print(
+    f'{many} cell{"s" if many > 1 else ""}, {short(tokens)} training tokens, '
+    f'{short(flops, "FLOP")}, in {workdir}; nothing was run'
+  )
+
+
+_COLUMNS = {  # column of the plan -> the one that must differ between variants for it to be shown
+  'layers': 'layers',
+  'd_model': '',
+  'aspect': 'layers',
+  'heads': 'heads',
+  'd_ff': '',
+  'ratio': 'ratio',
+  'parameters': '',
+  'FLOPs/token': '',
+  'off budget': 'off budget',
+}
+
+
+def _row(experiment: Experiment, config: Config) -> dict[str, str]:
+  """Column -> what it says of one variant."""
+  model, budget = config.model, experiment.budget
+  off = count.BUDGETS[experiment.match](config) / budget - 1 if budget else 0.0
+  told = (
+    f'{model.num_layers:,}',
+    f'{model.d_model:,}',
+    f'{model.d_model / model.num_layers:.3g}',
+    f'{model.num_heads} × {model.head_dim}',
+    f'{config.ffn.d_ff:,}',
+    f'{config.ffn.ratio:.3g}',
+    f'{count.params(config):,}',
+    f'{count.flops_per_token(config):,}',
+    f'{100 * off:+.2f} %',
+  )
+  return dict(zip(_COLUMNS, told, strict=True))

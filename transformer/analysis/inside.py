@@ -1,0 +1,153 @@
+"""What the FFNs' hidden units did at the last evaluation: a table, and a picture by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from transformer.analysis import stats
+from transformer.analysis.curves import MOST
+from transformer.analysis.grid import selected
+from transformer.analysis.results import Cell, Results, Variant, is_number
+from transformer.analysis.theme import Look, Theme, looks
+
+_PREFIX = 'ffn/'
+_HEADINGS = {  # in the order they are shown; others follow under their own name
+  'zeros': 'zeros (share)',
+  'dead': 'dead units (share)',
+  'saturation': 'saturation (share)',
+  'kurtosis': 'kurtosis',
+  'effective_rank': 'effective rank',
+  'update_ratio': 'update / stream',
+  'up_norm': 'largest σ of up',
+  'up_effective_rank': 'effective rank of up',
+  'gate_norm': 'largest σ of gate',
+  'gate_effective_rank': 'effective rank of gate',
+  'down_norm': 'largest σ of down',
+  'down_effective_rank': 'effective rank of down',
+}
+
+
+def heading(name: str) -> str:
+  return _HEADINGS.get(name, name.replace('_', ' '))
+
+
+def layers(cell: Cell, name: str) -> dict[int, float]:
+  """Layer -> the statistic at the cell's last evaluation; {} where there is none."""
+  last = next((r for r in reversed(cell.rows) if any(k.startswith(_PREFIX) for k in r)), {})
+  found = {}
+  for key, value in last.items():
+    stem, _, layer = key.rpartition('/')
+    if stem == _PREFIX + name and layer.isdecimal() and is_number(value):
+      found[int(layer)] = float(value)
+  return dict(sorted(found.items()))
+
+
+def statistics(results: Results) -> list[str]:
+  """The statistics that finished cells have."""
+  found = {
+    key.removeprefix(_PREFIX).rpartition('/')[0]
+    for cell in results.done
+    for row in cell.rows
+    for key in row
+    if key.startswith(_PREFIX)
+  }
+  names = [n for n in found if any(layers(c, n) for c in results.done)]
+  order = list(_HEADINGS)
+  return sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))
+
+
+def mean(variant: Variant, name: str) -> float | None:
+  """Over layers and finished seeds; None where there is nothing."""
+  cells = [found.values() for c in variant.done if (found := layers(c, name))]
+  return math.fsum(_mean(values) for values in cells) / len(cells) if cells else None
+
+
+def _mean(values: Iterable[float]) -> float:
+  values = list(values)
+  return math.fsum(values) / len(values)
+
+
+def table(results: Results) -> tuple[list[str], list[list[str]]]:
+  """Headings and rows, a variant a row: each statistic's mean over seeds and layers."""
+  names = statistics(results)
+  keys = [results.heading(path) for path in results.by] or ['run']
+  rows = [
+    [*(v.values or (v.name,)), *(number(mean(v, n)) for n in names)]
+    for v in results.ranked
+    if v.done
+  ]
+  return [*keys, *map(heading, names)], rows
+
+
+def number(value: float | None) -> str:
+  """Three digits: 0.471, 12.3, 305, 3.1e-05."""
+  if value is None:
+    return '–'
+  return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'.replace('-', '−')
+
+
+def caption(results: Results) -> str:
+  some = len(selected(results, MOST)) < len(results.variants)
+  return (
+    'Statistics of the FFN by layer at the last evaluation: mean over seeds, with 95 % t interval '
+    f'(range below 3 seeds).{" The variants of the loss curves." if some else ""}'
+  )
+
+
+def draw(figure, results: Results, theme: Theme) -> None:
+  names, look = statistics(results), looks(results, theme)
+  variants = [v for v in selected(results, MOST) if v.done]
+  columns = min(3, len(names))
+  rows = math.ceil(len(names) / columns)
+  labels = [results.label(v.name) for v in variants]
+  width = 2.8 * columns + 0.2
+  abreast = max(1, int(width / (0.6 + 0.075 * max(map(len, labels)))))  # labels in a line
+  figure.set_size_inches(width, 2.05 * rows + 0.3 * math.ceil(len(labels) / abreast) + 0.2)
+  panels = figure.subplots(rows, columns, squeeze=False).flat
+  for name, ax in zip(names, panels, strict=False):
+    for v in variants:
+      _draw_layers(ax, v, name, look[v.name], 0.3 / len(variants), theme)
+    _dress(ax, name)
+  for ax in list(panels):  # those that the loop above has left
+    ax.set_axis_off()
+  if len(variants) > 1:
+    _legend(figure, labels, [look[v.name] for v in variants], abreast)
+
+
+def _draw_layers(ax, variant: Variant, name: str, look: Look, alpha: float, theme: Theme) -> None:
+  cells = [layers(c, name) for c in variant.done]
+  xs = sorted(set().union(*cells))
+  found = [stats.sample(c[x] for c in cells if x in c) for x in xs]
+  if not found:
+    return
+  low = [min(s.values) if s.half is None else s.mean - s.half for s in found]
+  high = [max(s.values) if s.half is None else s.mean + s.half for s in found]
+  means = [s.mean for s in found]
+  ax.fill_between(xs, low, high, color=look.colour, alpha=max(alpha, 0.05), lw=0)
+  ax.plot(xs, means, 'o', ls=look.dash, lw=1.4, ms=3.8, color=look.colour, mec=theme.paper, mew=0.5)
+
+
+def _dress(ax, name: str) -> None:
+  from matplotlib.ticker import MaxNLocator
+
+  ax.set_title(heading(name), size=9.5, pad=5, weight='normal')
+  ax.set_xlabel('layer', size=8.5)
+  ax.tick_params(labelsize=8)
+  values = [y for line in ax.lines for y in line.get_ydata()]
+  if min(values) > 0 and max(values) >= 30 * min(values):
+    ax.set_yscale('log')
+  elif heading(name).endswith('(share)'):
+    ax.set_ylim(0, max(1.1 * max(values), 0.01))
+  xs = [x for line in ax.lines for x in line.get_xdata()]
+  ax.set_xlim(min(xs) - 0.3, max(xs) + 0.3)
+  ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def _legend(figure, labels: list[str], looks: list[Look], abreast: int) -> None:
+  from matplotlib.lines import Line2D
+
+  both = zip(labels, looks, strict=True)
+  handles = [Line2D([], [], color=k.colour, ls=k.dash, lw=2, label=name) for name, k in both]
+  figure.legend(handles=handles, loc='outside upper left', ncols=min(abreast, len(handles)),
+                frameon=False, fontsize=9, handlelength=1.6, columnspacing=1.4)  # fmt: skip

@@ -1,0 +1,228 @@
+"""Run folders -> Results: one as its experiment compares it, or several, regrouped by settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer import plugin
+from transformer.analysis import folder, formats, grouping, stats
+from transformer.analysis.folder import Folder
+from transformer.analysis.measures import NATS, Measure
+from transformer.analysis.results import Cell, Results, Variant, losses, measure
+from transformer.errors import UserError, nearest
+
+_BETTER = ('done', 'unfinished', 'failed', 'waiting')  # of two copies of a cell the first counts
+
+
+def load(
+  workdirs: str | Path | Sequence[str | Path],
+  by: str = '',
+  baseline: str = '',
+  out: str | Path | None = None,
+) -> Results:
+  """Reads runs/<experiment>/, one or several, also while they run.
+
+  by: settings whose values name the variants, 'ffn.activation,optim.learning_rate'; '': as the
+  experiment names them. baseline: a variant; '': the experiment's own. out: the report's folder;
+  None: the only workdir, or merged/ beside the first of several.
+  Raises UserError for folders that hold no experiment, or do not go together.
+  """
+  paths = _paths(workdirs)
+  notes: list[str] = []
+  folders = [folder.read(path, notes) for path in paths]
+  cells = [cell for f in folders for cell in f.cells]
+  compared = bool(by) or len(folders) > 1
+  if compared:
+    _load_plugins(cells, notes)
+  names = grouping.parse(by) if by else _variable(folders)
+  if by:
+    cells, values = grouping.regroup(cells, names, notes)
+    if not cells:
+      raise UserError(f'--by={by}: no cell in {_listed(paths)} has a config.json that tells it')
+  else:
+    values = {c.variant: (c.variant,) if names else () for c in cells}
+  if compared:
+    cells = _once(cells, notes)
+  if not by:
+    _refuse_twice(cells, paths)
+  match = _match(folders)
+  mixed, besides = grouping.differing(cells, names, match) if compared else ((), ())
+  judged = measure(cells)
+  return _results(
+    cells,
+    values,
+    judged,
+    _baseline(baseline, _own_baseline(folders, names if by else ()), cells, compared),
+    workdirs=paths,
+    out=Path(out) if out else paths[0] if len(paths) == 1 else paths[0].parent / 'merged',
+    name=' + '.join(dict.fromkeys(f.name for f in folders)),
+    question=f'Held-out loss by {formats.listing(list(names))}'
+    if by
+    else _same(folders, 'question'),
+    by=names,
+    regrouped=bool(by),
+    match=match,
+    absorb=_same(folders, 'absorb'),
+    command=folders[0].get('command') if len(folders) == 1 else '',
+    base=folders[0].base,
+    references=_references(folders, notes) if judged is NATS else {},
+    mixed=mixed,
+    besides=besides,
+    notes=(*notes, *_mixed(mixed), *folder.mixtures(cells), *folder.lossy(cells, judged)),
+  )
+
+
+def _results(
+  cells: list[Cell],
+  values: dict[str, tuple[str, ...]],
+  judged: Measure,
+  baseline: str,
+  **told: Any,
+) -> Results:
+  """Compares the variants that the cells name."""
+  groups: dict[str, list[Cell]] = {}
+  for cell in cells:
+    groups.setdefault(cell.variant, []).append(cell)
+  found = {name: losses(group, judged) for name, group in groups.items()}
+  others = [name for name in groups if name != baseline]
+  differences = stats.compare(found, [(name, baseline) for name in others] if baseline else [])
+  return Results(
+    baseline=baseline,
+    cells=tuple(cells),
+    variants=tuple(
+      Variant(name, values[name], tuple(group), differences.get((name, baseline)), judged)
+      for name, group in groups.items()
+    ),
+    leaders=stats.indistinguishable(found, others),
+    outliers=stats.outliers(found, judged.far),
+    measure=judged,
+    **told,
+  )
+
+
+def _paths(workdirs: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+  """Each folder once."""
+  one = isinstance(workdirs, (str, Path))
+  paths = [Path(w) for w in ([workdirs] if one else workdirs) if str(w)]
+  if not paths:
+    raise UserError('--workdir=: is empty; name folders, as in --workdir=runs/a,runs/b')
+  found: dict[Path, Path] = {}
+  for path in paths:
+    found.setdefault(path.resolve(), path)
+  return tuple(found.values())
+
+
+def _load_plugins(cells: list[Cell], notes: list[str]) -> None:
+  """Makes known the variants of the users' own files; a file that is gone is noted."""
+  for files in sorted({c.config.get('plugin') or '' for c in cells} - {''}):
+    try:
+      plugin.load(files)
+    except UserError as error:
+      notes.append(str(error))
+
+
+def _listed(paths: Sequence[Path]) -> str:
+  return formats.listing([str(p) for p in paths])
+
+
+def _variable(folders: list[Folder]) -> tuple[str, ...]:
+  """What all folders vary. Raises UserError where that is not one setting."""
+  variables = {f.get('variable') for f in folders}
+  if len(variables) > 1:
+    told = [f'{f.path} varies {f.get("variable") or "nothing"}' for f in folders]
+    raise UserError(
+      f'--workdir: {formats.listing(told)}; say by --by what to compare, as in '
+      f'--by={",".join(sorted(variables - {""}))}'
+    )
+  return tuple(variables - {''})
+
+
+def _once(cells: list[Cell], notes: list[str]) -> list[Cell]:
+  """Drops copies: cells of one variant whose folders end in the same hash of their settings."""
+  found: dict[tuple[str, str], Cell] = {}
+  copies: list[tuple[Cell, Cell]] = []
+  for cell in cells:
+    key = cell.variant, cell.folder.name.rpartition('-')[2]
+    other = found.setdefault(key, cell)
+    if other is not cell:
+      kept, dropped = sorted((other, cell), key=lambda c: _BETTER.index(c.state))
+      found[key] = kept
+      copies.append((kept, dropped))
+  if copies:
+    first = f'`{copies[0][0].name}`' + (f' and {len(copies) - 1} more' if len(copies) > 1 else '')
+    done = [(a.result, b.result) for a, b in copies if a.state == b.state == 'done']
+    losses = [a[NATS.key] - b[NATS.key] for a, b in done]
+    apart = max(map(abs, losses), default=0.0)
+    differ = f', though losses differ by up to {formats.loss(apart, 4)} nats' if apart else ''
+    notes.append(f'there more than once, counted once: {first}{differ}')
+  return list(found.values())
+
+
+def _refuse_twice(cells: list[Cell], paths: Sequence[Path]) -> None:
+  """One seed of one variant in two folders, with other settings, is no pair and no mean."""
+  found: dict[tuple[str, int], Cell] = {}
+  for cell in cells:
+    other = found.setdefault((cell.variant, cell.seed), cell)
+    if len(paths) > 1 and other is not cell:
+      differ, _ = grouping.differing([other, cell], (), '')
+      what = formats.listing(list(differ)) or 'something'
+      raise UserError(
+        f'--workdir: {_listed(paths)} both hold {cell.variant} with seed {cell.seed}, but {what} '
+        f'differs; compare by it, as in --by={",".join(differ) or "optim.learning_rate"}'
+      )
+
+
+def _match(folders: list[Folder]) -> str:
+  """The budget that all cells have in common, 'none' where folders have their own."""
+  budgets = {(f.get('match'), f.asked.get('budget')) for f in folders}
+  return folders[0].get('match') if len(budgets) == 1 else 'none'
+
+
+def _same(folders: list[Folder], key: str) -> str:
+  """A text that all folders share, '' if they do not."""
+  found = {f.get(key) for f in folders}
+  return found.pop() if len(found) == 1 else ''
+
+
+def _own_baseline(folders: list[Folder], by: tuple[str, ...]) -> str:
+  """What the first folder's experiment compares with; regrouped, the group of its settings."""
+  if not by:
+    return folders[0].get('baseline')
+  try:
+    return ', '.join(grouping.values(folders[0].base, by, str(folders[0].path / 'resolved.json')))
+  except UserError:  # of other code
+    return ''
+
+
+def _baseline(asked: str, own: str, cells: list[Cell], compared: bool) -> str:
+  """The variant compared with: as asked, else the experiment's own, else the first if any must."""
+  names = list(dict.fromkeys(c.variant for c in cells))
+  if asked:
+    plain = {grouping.same_text(name): name for name in names}
+    if (found := plain.get(grouping.same_text(asked))) is None:
+      raise UserError(f'--baseline={asked}: no such group{nearest(asked, map(repr, names))}')
+    return found
+  if own in names:
+    return own
+  return names[0] if compared and len(names) > 1 else ''
+
+
+def _references(folders: list[Folder], notes: list[str]) -> dict:
+  """The n-gram losses where all folders have the same."""
+  told = [{k: v for k, v in f.references.items() if k != 'key'} for f in folders]
+  if all(t == told[0] for t in told):
+    return folders[0].references
+  notes.append('the folders have other n-gram losses, so none are shown')
+  return {}
+
+
+def _mixed(mixed: tuple[str, ...]) -> list[str]:
+  if not mixed:
+    return []
+  names = formats.listing([f'`{name}`' for name in mixed])
+  return [
+    f'within a group, cells also differ in {names}; groups compare only where each holds the same '
+    'mix: name it in --by to keep them apart'
+  ]

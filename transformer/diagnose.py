@@ -1,0 +1,235 @@
+"""What a model looks like from inside: its FFN at evaluation, every tensor of a training step.
+
+All are pure functions of (config, parameters or state, batch), compiled apart from the training
+step, which they leave as it is. What has a value a layer comes as one array (L,) under the name
+without the layer; NaN, or a count of 0, where a layer has no such tensor.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from transformer import count, model, optimizer, spec, step
+from transformer.activations import activate
+from transformer.config import Config
+from transformer.params import path_of
+from transformer.state import TrainState
+
+_MOST = 1024  # tokens that covariances are made of
+_FLAT = 0.05  # slope below which a unit counts as saturated
+Size = dict[str, jax.Array]  # sum_squares, sum_abs, largest (of |x|), count, finite
+
+
+# --- The FFN at evaluation.
+
+
+def ffn_statistics(config: Config, params: dict, batch: step.Batch) -> dict[str, jax.Array]:
+  """Rows ffn/<name> of the FFN of every layer, on a batch of held-out tokens.
+
+  h is the hidden layer, its units F; tokens are those that have a target.
+    zeros           share of h that is exactly 0
+    dead            share of units that are 0 on every token of the batch
+    kurtosis        mean over tokens of E[(h − mean)⁴] / var² over units; 3: a normal distribution
+    effective_rank  tr(C)² / ‖C‖² of the covariance C of h over 1,024 tokens: the participation
+                    ratio, between 1 and F (Gao et al. 2017, eq. 5)
+    saturation      share of inputs to the function where its slope is below .05 in absolute value;
+                    the function is that of the gate where there is one
+    update_ratio    rms of what the FFN adds / rms of the residual stream it adds it to
+    up_norm         largest singular value σ of W_up; gate_norm and down_norm likewise
+    up_effective_rank  exp(−Σ p log p), p = σ / Σσ, of W_up (Roy & Vetterli 2007); gate_…, down_…
+  """
+  inputs_BT, _, weights_BT, segments_BT = step.split(batch['tokens'])
+  _, seen = model.build(config).apply(
+    {'params': params}, inputs_BT, segments_BT, mutable=['diagnostics']
+  )
+  weights_N = weights_BT.reshape(-1)
+  parts = {}
+  for group in count.groups(config):
+    if group.d_ff:
+      kept = seen['diagnostics'][group.name]
+      own = params['ffn'] if config.ffn.shared else params[group.name]['ffn']
+      look = jax.vmap(
+        lambda kept, own: _ffn_layer(config, kept, own, weights_N),
+        in_axes=(0, None if config.ffn.shared else 0),
+      )
+      for name, values in look(kept, own).items():
+        parts[f'{group.name}/{name}'] = values
+  return {f'ffn/{name}': x for name, x in _by_layer(config, parts, jnp.nan).items()}
+
+
+def _ffn_layer(config: Config, kept: dict, own: dict, weights_N: jax.Array) -> dict[str, jax.Array]:
+  """One layer's. kept: what Block and FFN keep under 'diagnostics'. own: the FFN's parameters."""
+
+  def flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+
+  def mean(x_N: jax.Array) -> jax.Array:
+    return jnp.sum(x_N * weights_N) / jnp.sum(weights_N)
+
+  h_NF, inputs = flat(kept['ffn']['hidden']), [flat(x) for x in kept['ffn']['inputs']]
+  off_NF = h_NF == 0.0
+  moved_NF = h_NF - jnp.mean(h_NF, axis=1, keepdims=True)
+  square_NF = jnp.square(moved_NF)
+  variance_N = jnp.mean(square_NF, axis=1)
+  fourth_N = jnp.mean(jnp.square(square_NF), axis=1)
+  sums = [mean(jnp.mean(jnp.square(flat(kept[name])), axis=1)) for name in ('update', 'stream')]
+  flat_NF = jnp.abs(_slope(config, inputs, own)) < _FLAT
+  spectra = {name: _spectrum(own[name]) for name in ('up', 'gate', 'down') if name in own}
+  return {
+    'zeros': mean(jnp.mean(off_NF, axis=1)),
+    'dead': jnp.mean(jnp.all(off_NF | (weights_N == 0.0)[:, None], axis=0)),
+    'kurtosis': mean(fourth_N / jnp.maximum(jnp.square(variance_N), 1e-30)),
+    'effective_rank': _participation(h_NF[:_MOST], weights_N[:_MOST]),
+    'saturation': mean(jnp.mean(flat_NF, axis=1)),
+    'update_ratio': jnp.sqrt(sums[0] / sums[1]),
+    **{f'{name}_norm': largest for name, (largest, _) in spectra.items()},
+    **{f'{name}_effective_rank': rank for name, (_, rank) in spectra.items()},
+  }
+
+
+def _slope(config: Config, inputs: list[jax.Array], own: dict) -> jax.Array:
+  """Slope of the activation in its first input, as if the other one were 1."""
+  variant = spec.parse('ffn.activation', config.ffn.activation)
+  stage = 'middle_' if config.ffn.hidden_layers > 1 else ''
+  leaves = {leaf: own[f'{stage}{leaf}'] for leaf in variant.leaves}
+  ones = [jnp.ones_like(x) for x in inputs[1:]]
+  x = inputs[0]
+  return jax.jvp(lambda x: activate(variant, [x, *ones], leaves), [x], [jnp.ones_like(x)])[1]
+
+
+def _participation(h_NF: jax.Array, weights_N: jax.Array) -> jax.Array:
+  weights_N1 = weights_N[:, None]
+  mean_F = jnp.sum(h_NF * weights_N1, axis=0) / jnp.sum(weights_N)
+  gram = _gram((h_NF - mean_F) * weights_N1)
+  return jnp.square(jnp.trace(gram)) / jnp.sum(jnp.square(gram))
+
+
+def _spectrum(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Largest singular value and effective rank of a matrix."""
+  values = jnp.linalg.eigvalsh(_gram(weight.astype(jnp.float32)))
+  sigma = jnp.sqrt(jnp.maximum(values, 0.0))
+  share = sigma / jnp.sum(sigma)
+  return jnp.max(sigma), jnp.exp(jnp.sum(jax.scipy.special.entr(share)))
+
+
+def _gram(x: jax.Array) -> jax.Array:
+  """x xᵀ or xᵀ x, whichever is smaller: their eigenvalues other than 0 are the same."""
+  x = x if x.shape[0] <= x.shape[1] else x.T
+  return jnp.matmul(x, x.T, precision='highest')
+
+
+# --- A training step.
+
+
+def training_statistics(
+  config: Config, state: TrainState, batch: step.Batch
+) -> dict[str, jax.Array]:
+  """Rows diag/… of the step that `state` takes on a batch.
+
+  diag/grad_norm/<parameter>      norm of the gradient, before clipping
+  diag/update_ratio/<parameter>   norm of the step / norm of the parameter
+  diag/rms/<tensor>               root of the mean square of an activation
+  diag/largest_score              of the attention scores that are not masked, in absolute value
+  """
+  seen = examine(config, state, batch)
+  row = {f'diag/grad_norm/{name}': _norm(size) for name, size in seen['gradient'].items()}
+  for name, size in seen['update'].items():
+    row[f'diag/update_ratio/{name}'] = _norm(size) / _norm(seen['weights'][name])
+  for name, size in seen['forward'].items():
+    if name == 'attention/scores':  # whose mean would be over masked ones as well
+      row['diag/largest_score'] = size['largest']
+    else:
+      row[f'diag/rms/{name}'] = rms(size)
+  return row
+
+
+def examine(config: Config, state: TrainState, batch: step.Batch) -> dict[str, dict[str, Size]]:
+  """Stage -> tensor -> its size, of everything in the step that `state` takes on a batch.
+
+  Stages: weights, forward, loss, gradient, gradient norm (over all of it), update (what is added to
+  the weights), new weights.
+  """
+  grads, (loss_sum, targets) = step.gradient(config, state, batch, lambda x: x)
+  rate = optimizer.learning_rate(config, state.step, state.hyper)
+  params, _, norm = optimizer.update(
+    config, grads, state.opt_state, state.params, state.hyper, rate
+  )
+  single = {'loss': loss_sum / jnp.maximum(targets, 1.0), 'gradient norm': norm}
+  update = jax.tree.map(jnp.subtract, params, state.params)
+  trees = {'weights': state.params, 'gradient': grads, 'update': update, 'new weights': params}
+  found = {stage: _by_layer(config, _sizes(tree), 0.0) for stage, tree in trees.items()}
+  found |= {stage: _sizes({stage: x}) for stage, x in single.items()}
+  return found | {'forward': _by_layer(config, _observed(config, state, batch), 0.0)}
+
+
+def _observed(config: Config, state: TrainState, batch: step.Batch) -> dict[str, Size]:
+  """Path -> size of what the model observes of itself, noise as in training."""
+  key = step.noise_key(state)
+
+  def one(part: step.Batch) -> dict:
+    inputs_BT, _, _, segments_BT = step.split(part['tokens'])
+    noise_B = None
+    if model.uses_noise(config):
+      noise_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(part['rows'])
+    _, seen = model.build(config).apply(
+      {'params': state.params}, inputs_BT, segments_BT, noise_B, mutable=['observed']
+    )
+    return seen['observed']
+
+  parts = config.train.accumulate
+  cut = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+  seen = jax.lax.map(one, cut)
+  merge = {'largest': jnp.max, 'finite': jnp.all}
+  found: dict[str, Size] = {}
+  for key_path, leaf in jax.tree_util.tree_flatten_with_path(seen)[0]:
+    name, _, what = path_of(key_path).rpartition('/')
+    found.setdefault(name, {})[what] = merge.get(what, jnp.sum)(leaf, axis=0)
+  return found
+
+
+def _sizes(tree: dict) -> dict[str, Size]:
+  """Path -> size of the leaves of a tree of parameters; one a layer where they are stacked."""
+
+  def one(path: str, x: jax.Array) -> Size:
+    layers = path.startswith('layers')
+    over = tuple(range(1 if layers else 0, x.ndim))
+    entries = jnp.full(x.shape[:1] if layers else (), x.size / (x.shape[0] if layers else 1))
+    return {
+      'sum_squares': jnp.sum(jnp.square(x), over),
+      'sum_abs': jnp.sum(jnp.abs(x), over),
+      'largest': jnp.max(jnp.abs(x), over),
+      'count': entries,
+      'finite': jnp.all(jnp.isfinite(x), over),
+    }
+
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {path_of(p): one(path_of(p), x) for p, x in leaves}
+
+
+def rms(size: Size) -> jax.Array:
+  """Root of the mean square; NaN where there is no tensor."""
+  return jnp.sqrt(size['sum_squares'] / size['count'])
+
+
+def _norm(size: Size) -> jax.Array:
+  return jnp.where(size['count'] > 0, jnp.sqrt(size['sum_squares']), jnp.nan)
+
+
+def _by_layer(config: Config, found: dict, missing: float) -> dict:
+  """'layers_3/ffn/up' and its like, over groups of layers -> 'ffn/up' over all layers."""
+  groups = {group.name: group for group in count.groups(config)}
+  merged: dict = {}
+  for path, value in found.items():
+    owner, _, name = path.partition('/')
+    if owner not in groups:
+      merged[path] = value
+      continue
+    group = groups[owner]
+
+    def place(into: jax.Array, x: jax.Array, group: count.Group = group) -> jax.Array:
+      return into.at[group.first : group.first + group.size].set(x)
+
+    empty = jax.tree.map(lambda x: jnp.full(config.model.num_layers, missing, x.dtype), value)
+    merged[name] = jax.tree.map(place, merged.get(name, empty), value)
+  return merged
