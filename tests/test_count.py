@@ -365,7 +365,8 @@ def test_budgets_too_small():
   with pytest.raises(UserError) as e:
     count.match_d_ff(config, 1000, 'params')
   assert str(e.value) == (
-    '--match=params: swiglu at d_model=16 is over the budget of 1,000 even with d_ff=8'
+    '--match=params: swiglu at d_model=16 is over the budget of 1,000 even with d_ff=8; '
+    'choose another --baseline or --match=none'
   )
   with pytest.raises(UserError) as e:
     count.match_width(config.replace(**{'ffn.d_ff': 0, 'ffn.ratio': 16.0}), 10, 'flops')

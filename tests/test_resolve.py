@@ -181,3 +181,16 @@ def test_resolve_refuses(changes, message):
   with pytest.raises(UserError) as e:
     resolve(asked)
   assert str(e.value) == message
+
+
+def test_what_acts_on_an_absent_part_makes_no_other_model():
+  """Also the part itself is still heard where it is there: the negative control."""
+  without_ffn = {'ffn.ratio': 0.0}
+  idle = {'ffn.bias': True, 'ffn.activation': 'relu', 'model.parallel_branches': True}
+  plain, other = (resolve(Config().replace(**c)) for c in (without_ffn, without_ffn | idle))
+  assert plain == other
+  without_heads = {'model.num_heads': 0, 'model.positions': 'learned'}
+  idle = {'model.qk_norm': True, 'model.bias': True, 'model.attention_cap': 2.0}
+  plain, other = (resolve(Config().replace(**c)) for c in (without_heads, without_heads | idle))
+  assert plain == other
+  assert resolve(Config().replace(**idle)) != resolve(Config())

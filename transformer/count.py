@@ -173,7 +173,7 @@ def match_d_ff(config: Config, target: int, budget: str) -> Config:
   if found is None:
     raise UserError(
       f'--match={budget}: {config.ffn.activation} at d_model={config.model.d_model} is over the '
-      f'budget of {target:,} even with d_ff={step}'
+      f'budget of {target:,} even with d_ff={step}; choose another --baseline or --match=none'
     )
   return found
 

@@ -38,6 +38,8 @@ def declare(slot: str, name: str) -> Callable[[type], type]:
       raise ValueError(f'{slot}={name} is declared twice')
     _DECLARED[slot][name] = cls
     for parameter, rule in getattr(cls, 'parameters', {}).items():
+      if rule.letters != 'F':
+        raise ValueError(f'{name}: {parameter} should have the letters F, a number a hidden unit')
       axes.PARAMS[rf'ffn/(middle_)?(gate_|up_)?{name}_{parameter}'] = rule
     return cls
 

@@ -49,10 +49,12 @@ def _shown(found) -> dict[str, dict[str, str]]:
 
 
 def test_layers_and_ratio_are_shown_where_they_differ(run_folder):
-  depth = {'gelu': {'num_layers': 6, 'ratio': 2.667}}
+  depth = {'gelu': {'num_layers': 6, 'd_model': 64, 'ratio': 2.667}}
   rows = _shown(load(run_folder(shapes=depth)))
   assert (rows['gelu']['layers'], rows['gelu']['ratio']) == ('6', '2.67')
   assert (rows['relu']['layers'], rows['relu']['ratio']) == ('2', '4')
+  told = load(run_folder(shapes={'gelu': {'d_ff': 256, 'ratio': 2.667}}))  # by d_ff
+  assert 'ratio' not in _shown(told)['gelu']
   alike = load(run_folder(variants={'relu': (0, 0), 'gelu': (-0.04, 0.004)}))
   assert not {'layers', 'ratio', 'd_model'} & {c.heading for c in table.columns(alike)}
 
@@ -79,7 +81,7 @@ def test_a_setting_that_is_compared_is_not_shown_twice(run_folder):
 
 
 def test_shapes_go_first_where_room_is_short(run_folder):
-  found = load(run_folder(shapes={'gelu': {'num_layers': 6}}))
+  found = load(run_folder(shapes={'gelu': {'num_layers': 6, 'd_model': 64}}))
   out = Console(width=80, file=io.StringIO(), color_system=None)
   report.console(found, out)
   lines = out.file.getvalue().splitlines()

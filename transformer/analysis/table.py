@@ -39,7 +39,8 @@ def columns(results: Results) -> list[Column]:
     if differs(key) and path not in results.by:
       heading = 'layers' if key == 'num_layers' else key
       found.append(Column(heading, lambda v, key=key: formats.count(v.asked(key)), 4))
-  if differs('ratio') and not _told(results):
+  free = differs('d_model') or 'ffn.ratio' in results.by  # else d_ff tells it
+  if free and differs('ratio') and not _told(results):
     found.append(Column('ratio', lambda v: _ratio(v), 5))
   if differs('flops_per_token'):
     flops = 'flops_per_token'

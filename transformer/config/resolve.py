@@ -25,6 +25,7 @@ def resolve(config: Config) -> Config:
   plugin.load(config.plugin)
   for path, declared in SETTINGS.items():
     spec.check_value(f'--{path}', declared, config.get(path))
+  config = config.replace(**_idle(config))
   out = {slot: spec.canonical(spec.parse(slot, config.get(slot))) for slot in spec.slots()}
   out |= _model(config) | _ffn(config) | _optim(config)
   out['train.eval_every'] = config.train.eval_every or config.train.steps
@@ -80,6 +81,20 @@ def _model(config: Config) -> dict:
     'model.num_kv_heads': kv_heads if kv_heads < heads else 0,
     'model.vocab_size': model.vocab_size or vocab,
   }
+
+
+_OF_ATTENTION = ('qk_norm', 'bias', 'qkv_bias', 'out_init', 'attention_cap', 'parallel_branches')
+_OF_FFN = ('activation', 'multiple_of', 'hidden_layers', 'bias', 'dropout', 'down_init')
+
+
+def _idle(config: Config) -> dict:
+  """Defaults for the settings of a part that is not there: equal models have equal configs."""
+  absent = []
+  if not config.model.num_heads:
+    absent += [f'model.{name}' for name in _OF_ATTENTION]
+  if not config.ffn.d_ff and not any(ratios(config)):
+    absent += ['model.parallel_branches', *(f'ffn.{name}' for name in _OF_FFN)]
+  return {path: SETTINGS[path].default for path in absent}
 
 
 def _ffn(config: Config) -> dict:

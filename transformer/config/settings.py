@@ -84,7 +84,8 @@ class FFNConfig:
   ratio: float = setting(4.0, 'd_ff / d_model, when d_ff is 0; 0: no FFN', low=0.0, high=1e6)
   d_ff: int = setting(0, 'hidden width; 0: ratio * d_model', low=0, high=10**8)
   ratios: str = setting(
-    '', "by layer: '2,4,8,4', repeated, or 'ramp(2,6)'; d_ff, if set, is their mean width"
+    '',
+    "in place of ratio, by layer: '2,4,8,4', repeated, or 'ramp(2,6)'; d_ff is their mean width",
   )
   activation: str = setting('gelu', 'nonlinearity, plain or gated')
   multiple_of: int = setting(1, 'd_ff is rounded to a multiple of this', low=1)
