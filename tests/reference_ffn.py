@@ -36,6 +36,7 @@ PLAIN = {
   'softplus2': lambda x: np.logaddexp(0, x) ** 2,
   'mish': lambda x: x * np.tanh(np.logaddexp(0, x)),
   'prelu': lambda x, slope: np.where(x > 0, x, slope * x),
+  'swish': lambda x, beta: x * special.expit(beta * x),
   'identity': lambda x: x,
 }
 GATED = {

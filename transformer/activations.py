@@ -129,6 +129,12 @@ def prelu(x: jax.Array, slope: jax.Array) -> jax.Array:
 
 
 @body
+def swish(x: jax.Array, beta: jax.Array) -> jax.Array:
+  """x σ(beta · x): from SiLU, at beta 1, towards ReLU (Ramachandran et al. 2017, §5)."""
+  return x * jax.nn.sigmoid(beta * x)
+
+
+@body
 def identity(x: jax.Array) -> jax.Array:
   """x: up and down are then one linear map, the yardstick for what a nonlinearity adds."""
   return x

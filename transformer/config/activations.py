@@ -118,6 +118,13 @@ class PRelu(Plain):
   parameters: ClassVar[dict[str, Param]] = {'slope': Param('F', init=0.25, decay=False)}
 
 
+@declare('ffn.activation', 'swish')
+class Swish(Plain):
+  """x σ(beta · x), beta of each unit learned (Ramachandran et al. 2017)."""
+
+  parameters: ClassVar[dict[str, Param]] = {'beta': Param('F', init=1.0, decay=False)}
+
+
 @declare('ffn.activation', 'identity')
 class Identity(Plain):
   """No nonlinearity: the yardstick."""
