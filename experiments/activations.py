@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from experiments import lab, paired
 from transformer import flags
+from transformer.config import ratios
 from transformer.errors import UserError
 
 NAME = 'activations'
@@ -29,10 +30,9 @@ paired.define_flags(
 
 def main() -> int:
   replaced = paired.replaced('ffn.activation')
-  experiment = paired.experiment(NAME, QUESTION, 'ffn.activation', replaced)
-  if not experiment.base.ffn.d_ff:
+  if not any(ratios(flags.config())) and not flags.config().ffn.d_ff:
     raise UserError('--ffn.ratio=0: leaves no FFN whose activation could be compared')
-  return lab.run(experiment)
+  return lab.run(paired.experiment(NAME, QUESTION, 'ffn.activation', replaced))
 
 
 if __name__ == '__main__':

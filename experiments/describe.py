@@ -5,9 +5,10 @@ python -m experiments.describe --model.d_model=512 --ffn.activation=swiglu --ffn
 python -m experiments.describe --ffn.ratios='ramp(2,6)' --model.num_kv_heads=2
 python -m experiments.describe --model.num_layers=2 --coordinates
 
-With --coordinates it also trains the model for a few steps at an eighth to all of its d_model, and
-of its d_ff, under the standard rule and under muP, and draws how large activations become:
-plots/coordinates.png. A minute or two.
+With --coordinates it also trains the model for a few steps at an eighth to all of its d_model, as
+far as heads allow, and of its d_ff, under the standard rule and under muP, and draws how large
+activations become: plots/coordinates.png. Heads widen with d_model; of a --model.head_dim that is
+given there are more of them instead. A minute or two.
 """
 
 from __future__ import annotations
@@ -45,11 +46,9 @@ def check_coordinates(asked: Config) -> list[dict]:
   from rich.progress import Progress
 
   from transformer.analysis import coordinates_plot
-  from transformer.coordinates import RULES, coordinates
+  from transformer.coordinates import RULES, WIDTHS, coordinates, sweep
 
-  shape = resolve(asked)
-  sweeps = {'model.d_model': shape.model.d_model, 'ffn.d_ff': shape.ffn.d_ff}
-  sweeps = {name: [width // n for n in (8, 4, 2, 1)] for name, width in sweeps.items() if width}
+  sweeps = {name: widths for name in WIDTHS if (widths := sweep(asked, name))}
   with Progress(transient=True, console=Console(stderr=True)) as progress:
     task = progress.add_task('training', total=sum(map(len, sweeps.values())) * len(RULES))
     found = [

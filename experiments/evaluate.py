@@ -4,10 +4,11 @@
   python -m experiments.evaluate --checkpoint=runs/train
   python -m experiments.evaluate --checkpoint=runs/train --data.source='text:notes/*.md' --stride=16
 
-Text is cut by the run's own tokenizer. Of text the run was trained on the held-out part is
-measured, of any other all of it. Each token is predicted from at least seq_len − stride tokens
-before it, as far as its document reaches back; stride seq_len, the default, is how training
-evaluates, a smaller one takes longer and gives each token more to go by.
+Text is cut by the run's own tokenizer. Of text the run was trained on, which is told by its files
+however they are spelt, the held-out part is measured, of any other all of it. Each token is
+predicted from at least seq_len − stride tokens before it, as far as its document reaches back;
+stride seq_len, the default, is how training evaluates, a smaller one takes longer and gives each
+token more to go by.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from transformer.errors import UserError
 
 if TYPE_CHECKING:
   from transformer.config import Config
+  from transformer.data import Corpus
   from transformer.evaluate import Score
 
 CHECKPOINT = flags.script_flag('str', 'checkpoint', 'runs/train', 'folder of a run')
@@ -93,15 +96,17 @@ def _text(run: Config, config: Config, params: dict, stride: int) -> tuple[dict,
   from transformer.data import corpus, progress
 
   tokenizer = decode.open_tokenizer(Path(CHECKPOINT.value))
-  known, corpora = _trained_on(run, config), data.corpora(config)
+  corpora = {text.name or config.data.source: text for text in data.corpora(config)}
+  trained, gone = ({}, []) if ALL.value else _trained_on(run, config.data.cache)
+  own = {name: _own(name, text, trained, run, config) for name, text in corpora.items()}
   sides: dict[str, corpus.Split | None] = {}
 
   def documents(watch: data.Watch) -> Iterator[tuple[tuple[str, str], str]]:
     whole = None in sides.values()  # of which nobody has counted the documents
     total = 0 if whole else sum(side.counts['held_out_documents'] for side in sides.values())
     done = 0
-    for text, (name, side) in zip(corpora, sides.items(), strict=True):
-      for group, document in text.texts():
+    for name, side in sides.items():
+      for group, document in (own[name] or corpora[name]).texts():
         if side is None or side.holds_out(group):
           watch('measuring documents', done, total)
           done += 1
@@ -109,36 +114,78 @@ def _text(run: Config, config: Config, params: dict, stride: int) -> tuple[dict,
 
   with progress.shown() as watch:
     watch('reading', 0, 0)
-    for text in corpora:
-      name = text.name or config.data.source
-      in_training = name in known and not ALL.value
-      sides[name] = corpus.split(text, config.data.held_out, name) if in_training else None
+    sides |= {
+      name: text and corpus.split(text, run.data.held_out, name) for name, text in own.items()
+    }
     scores = evaluate.score_text(config, params, tokenizer, documents(watch), stride)
-  return {name: 'held-out part' if side else 'whole' for name, side in sides.items()}, scores
+  whole = 'whole' + f'; not compared with {", ".join(gone)}, which is not here' * bool(gone)
+  return {name: 'held-out part' if side else whole for name, side in sides.items()}, scores
 
 
-def _trained_on(run: Config, config: Config) -> set[str]:
-  """The sources of text that the run was trained on.
+def _trained_on(run: Config, cache: str) -> tuple[dict[str, Corpus], list[str]]:
+  """The run's sources of text as they are now; and those that cannot be found any more."""
+  from transformer import data, spec
 
-  Raises UserError if flags split one of them otherwise than the run did.
+  declared = spec.parse('data.source', run.data.source)
+  parts = [part for part, _ in declared.weighted] if declared.variant == 'mix' else [declared]
+  found, gone = {}, []
+  for name in map(spec.canonical, parts):
+    try:
+      [found[name]] = data.corpora(run.replace(**{'data.source': name, 'data.cache': cache}))
+    except UserError:
+      gone.append(name)
+  return found, gone
+
+
+def _own(
+  name: str, text: Corpus, trained: dict[str, Corpus], run: Config, config: Config
+) -> Corpus | None:
+  """What the run was trained on if this is the same, however it is spelt; None if it is other text.
+
+  Raises UserError if it is cut otherwise, or only in part the same: groups, which decide what is
+  held out, are then other ones.
   """
-  from transformer import spec
+  for corpus in trained.values():
+    if _real(corpus.state) == _real(text.state):
+      return corpus
+  for other, corpus in trained.items():
+    shared = _files(corpus.state) & _files(text.state)
+    if not shared and name != other:
+      continue
+    for field in ('text_field', 'group_field'):
+      asked, was = getattr(config.data, field), getattr(run.data, field)
+      if asked != was:
+        raise UserError(
+          f'--data.{field}={asked}: the run was trained with {was!r}, so its held-out part is '
+          'another; leave the flag out, or measure everything by --all'
+        )
+    raise UserError(
+      f'--data.source={name}: shares {min(shared, default="text")} with {other}, which the run was '
+      f'trained on; measure the held-out part by --data.source={other}, or everything by --all'
+    )
+  return None
 
-  def parts(source: str) -> set[str]:
-    declared = spec.parse('data.source', source)
-    if declared.variant != 'mix':
-      return {source}
-    return {spec.canonical(part) for part, _ in declared.weighted}
 
-  known = parts(run.data.source)
-  for field in ('text_field', 'group_field'):
-    asked, trained = getattr(config.data, field), getattr(run.data, field)
-    if asked != trained and known & parts(config.data.source) and not ALL.value:
-      raise UserError(
-        f'--data.{field}={asked}: the run was trained with {trained!r}, so its held-out part is '
-        'another; leave the flag out, or measure everything by --all'
-      )
-  return known
+def _real(state: Any) -> Any:
+  """A corpus's state with every file under its one true path."""
+  if _is_file(state):
+    return [os.path.realpath(state[0]), *state[1:]]
+  return [_real(part) for part in state] if isinstance(state, (list, tuple)) else state
+
+
+def _files(state: Any) -> set[str]:
+  """The files that a corpus's state tells of, as data.file_states writes them."""
+  if _is_file(state):
+    return {os.path.realpath(state[0])}
+  return set().union(*map(_files, state)) if isinstance(state, (list, tuple)) else set()
+
+
+def _is_file(state: Any) -> bool:
+  return (
+    isinstance(state, (list, tuple))
+    and list(map(type, state)) == [str, int, int]
+    and os.path.isabs(state[0])
+  )
 
 
 def _tokens(run: Config, config: Config, params: dict, stride: int) -> tuple[dict, dict]:

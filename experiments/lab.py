@@ -22,7 +22,7 @@ from experiments import plan
 from experiments.plan import Experiment
 from launch.cells import read_json, stale, state, write_json
 from transformer import boards, count, flags, runs
-from transformer.config import Config, result_settings
+from transformer.config import Config, idle, result_settings
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(experiment: Experiment) -> int:
   out, workdir = console(), Path(FLAGS.workdir)
   is_new = not workdir.exists()
   _say_origins(experiment, workdir)
+  _say_idle(experiment)
   if FLAGS.dry_run:
     plan.show(experiment, workdir, out)
     return 0
@@ -94,6 +95,13 @@ def _say_origins(experiment: Experiment, workdir: Path) -> None:
       told[origin.describe(cell.config)] = None
   for line in told:
     print(line, file=sys.stderr)
+
+
+def _say_idle(experiment: Experiment) -> None:
+  """A line for each flag that was given and changes nothing: what it acts on is not there."""
+  for path, default in idle(experiment.asked).items():
+    if FLAGS[path].present and FLAGS[path].value != default:
+      print(f'--{path}: changes nothing here, where there is nothing it acts on', file=sys.stderr)
 
 
 def _refusal(outcome: local.Outcome, workdir: Path) -> str:

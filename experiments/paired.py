@@ -17,6 +17,7 @@ from transformer.config import PRESETS, SETTINGS, Config, config_hash, resolve, 
 from transformer.errors import UserError
 
 _MOST_SEEDS = 10_000
+_FAR = 0.1  # share of a budget; further off is another comparison
 
 
 def define_flags(name: str, vary: str, baseline: str, match: str) -> None:
@@ -63,6 +64,13 @@ def experiment(
   seeds = parse_seeds(FLAGS.seeds)
   configs = {value: config_of(asked, value, budget) for value in found}
   _refuse_twins(configs)
+  for value, config in configs.items() if budget else ():
+    off = count.BUDGETS[FLAGS.match](config) / budget - 1
+    if abs(off) > _FAR:
+      raise UserError(
+        f'--match={FLAGS.match}: {value} comes no nearer to the budget than {off:+.0%}; lower '
+        '--ffn.multiple_of, or compare at --match=none'
+      )
   cells = [
     Cell(f'{value}-seed{seed}', value, config.replace(seed=seed))
     for value, config in configs.items()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import lab
+from launch.files import read_json
 from transformer import flags, runs
 from transformer.config import resolve
 from transformer.errors import UserError
@@ -36,8 +37,8 @@ def main() -> int:
   folder = runs.cell_folder(Path(CELL.value), 'cell')
   config = resolve(runs.read_config(folder))
   step = STEP.value or _first_bad(folder)
-  if not 1 <= step <= config.train.steps:
-    raise UserError(f'--step={step}: the run has steps 1 to {config.train.steps}')
+  if not 1 <= step <= (reached := _reached(folder)):
+    raise UserError(f'--step={step}: the run has steps 1 to {reached}')
   if runs.provenance(folder).get('code') != code_digest(config):
     print(f'{folder}: was trained by other code; what is repeated may differ', file=sys.stderr)
   tensors = _replay(folder, config, step)
@@ -51,8 +52,19 @@ def main() -> int:
   return 0
 
 
+def _bad_steps(folder: Path) -> list[int]:
+  return sorted(int(p.stem.removeprefix('step-')) for p in (folder / 'bad').glob('step-*.npz'))
+
+
+def _reached(folder: Path) -> int:
+  """The last step that the run has taken, as far as its files tell."""
+  told = (read_json(folder / f'{name}.json', strict=False) or {} for name in ('heartbeat', 'done'))
+  saved = runs.saved_steps(folder / 'checkpoints')
+  return max([*(record.get('step') or 0 for record in told), *saved, *_bad_steps(folder)])
+
+
 def _first_bad(folder: Path) -> int:
-  kept = sorted(int(p.stem.removeprefix('step-')) for p in (folder / 'bad').glob('step-*.npz'))
+  kept = _bad_steps(folder)
   if not kept:
     raise UserError(f'--step=0: {folder} has no bad step; name a step, as in --step=100')
   return kept[0]
@@ -106,7 +118,8 @@ def _print(step: int, tensors: list[Tensor], first: int | None) -> None:
     table.add_column(heading, justify='right')
   for t in shown:
     style = '' if t.finite else 'bold red'
-    numbers = (f'{t.largest:.4g}', f'{t.rms:.4g}', 'yes' if t.finite else 'NO')
+    rms = 'over 1e+19' if t.finite and not math.isfinite(t.rms) else f'{t.rms:.4g}'
+    numbers = (f'{t.largest:.4g}', rms, 'yes' if t.finite else 'NO')
     table.add_row(t.stage, _label(t), *numbers, style=style)
   out = lab.console()
   out.print(title, highlight=False)

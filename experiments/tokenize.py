@@ -39,7 +39,7 @@ def main() -> int:
   from transformer import data
   from transformer.data import progress
 
-  config, found = resolve(flags.config()), []
+  config, found = flags.config(), []
   for name in dict.fromkeys([config.data.tokenizer, *spec.split(COMPARE.value)]):
     with progress.shown() as watch:
       asked = _with_tokenizer(config, name)
@@ -56,7 +56,7 @@ def main() -> int:
 
 def _with_tokenizer(config: Config, name: str) -> Config:
   try:
-    return resolve(config.replace(**{'data.tokenizer': name, 'model.vocab_size': 0}))
+    return resolve(config.replace(**{'data.tokenizer': name}))
   except UserError as e:
     if name == config.data.tokenizer:
       raise

@@ -174,12 +174,13 @@ def decoder(
   m, f = config.model, config.ffn
   weights = _float64(weights)
   table_VD, kind = weights['embed']['table'], spec.parse('model.positions', m.positions)
-  x_TD = table_VD[tokens_T] * (np.sqrt(m.d_model) if m.embedding_scale == 'sqrt_d_model' else 1.0)
+  scale = np.sqrt(m.d_model) if m.embedding_scale == 'sqrt_d_model' else 1.0
+  x_TD = table_VD[tokens_T] * scale
   for t, position in enumerate(positions(segments_T)):
     if kind.variant == 'sinusoidal':
       x_TD[t] += sinusoid(position, m.d_model)
     elif kind.variant == 'learned':
-      x_TD[t] += weights['positions']['table'][position]
+      x_TD[t] += weights['positions']['table'][position] * scale
   note('embedding', x_TD)
   base = kind.base if kind.variant == 'rotary' else None
   how = dict(base=base, bias=score_bias(config, weights), largest=m.attention_cap)

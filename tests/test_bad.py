@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import battery
 from tests.processes import cell, saved_steps
 from transformer import bad, data, runs, spec, train
 from transformer.config import Config
 from transformer.config.activations import Plain
 from transformer.errors import UserError
 from transformer.layers import ORDER
-from transformer.replay import STAGES, Tensor, replay
+from transformer.replay import STAGES, Tensor, _in_order, replay
 
 SLOT = 'ffn.activation'
 
@@ -146,3 +147,16 @@ def test_a_run_whose_data_have_changed_is_not_repeated(passed: Path, tmp_path: P
     'be repeated'
   )
   assert runs.provenance(tmp_path) == {}
+
+
+def test_a_shared_gradient_is_complete_after_all_layers():
+  """The FFN that all layers share comes after the first layer's, as backward goes."""
+  config = battery.tiny(**{'ffn.shared': True, 'model.num_layers': 2})
+  size = {name: np.float32(1) for name in ('largest', 'sum_abs', 'sum_squares', 'count', 'finite')}
+  stacked = {name: np.ones(2, np.float32) for name in size}
+  tensors = {'ffn/up': size, 'embed/table': size, 'final_norm/scale': size}
+  seen = {stage: {} for stage in STAGES}
+  seen['gradient'] = tensors | {'attention/query': stacked}
+  order = [(t.name, t.layer) for t in _in_order(config, seen)]
+  layers = [('attention/query', 1), ('attention/query', 0)]
+  assert order == [('final_norm/scale', None), *layers, ('ffn/up', None), ('embed/table', None)]

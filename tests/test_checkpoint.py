@@ -78,7 +78,7 @@ def test_params_of_a_step_and_of_no_step(tmp_path: Path, fresh: TrainState) -> N
   jax.tree.map(np.testing.assert_array_equal, params, dict(_at(fresh, 3).params))
   with pytest.raises(UserError) as e:
     load_params(folder, 4)
-  assert str(e.value) == f'{folder}: no checkpoint of step 4 in it'
+  assert str(e.value) == f'{folder}: no checkpoint of step 4 in it; there are those of 3, 7'
   with pytest.raises(UserError) as e:
     load_params(tmp_path / 'none')
   assert str(e.value) == f'{tmp_path / "none"}: no checkpoint in it'

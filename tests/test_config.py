@@ -109,6 +109,7 @@ BASE = Config().replace(
   **{
     'model.vocab_size': 8192,  # so that a tokenizer changes no shape
     'train.init_from': 'runs/some',  # which train.init says how to
+    'data.source': 'jsonl:*.jsonl',  # which has fields
   }
 )
 

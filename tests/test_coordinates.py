@@ -9,9 +9,12 @@ import sys
 import pytest
 
 from tests import battery, processes
-from transformer.coordinates import CHANGE, coordinates
+from transformer import parametrization
+from transformer.config import Config, resolve
+from transformer.coordinates import CHANGE, RULES, WIDTHS, _at, coordinates, sweep
+from transformer.errors import UserError
 
-SHAPE = {
+SHAPE = battery.TINY | {
   'model.num_layers': 1,
   'ffn.activation': 'swiglu',
   'ffn.d_ff': 0,
@@ -31,7 +34,7 @@ RANDOM = ('scores',)
   ],
 )
 def test_sizes_stay_under_mup_and_grow_under_the_standard_rule(setting, widths, grow):
-  found = coordinates(battery.tiny(**SHAPE), setting, widths)
+  found = coordinates(Config().replace(**SHAPE), setting, widths)
   mup, standard = found['slopes']['mup'], found['slopes']['standard']
   for name, slope in mup.items():
     assert abs(slope) < (0.6 if name in RANDOM else 0.25), name
@@ -41,12 +44,83 @@ def test_sizes_stay_under_mup_and_grow_under_the_standard_rule(setting, widths, 
 
 def test_rules_begin_alike_at_the_base_and_every_run_is_watched():
   seen = []
-  found = coordinates(battery.tiny(**SHAPE), 'model.d_model', (16,), 1, lambda: seen.append(0))
+  found = coordinates(Config().replace(**SHAPE), 'model.d_model', (16,), 1, lambda: seen.append(0))
   assert len(seen) == 2 and found['widths'] == [16]
   assert found['sizes']['mup'] == found['sizes']['standard']
   sizes = found['sizes']['mup']
   assert sizes[CHANGE][0] == [0] and sizes[CHANGE][1][0] > 0
   assert {'embedding', 'scores', 'hidden', 'down', 'stream_ffn', 'logits'} < sizes.keys()
+
+
+SHAPES = [  # as asked, with the widths of d_model
+  ({'model.d_model': 64, 'model.num_heads': 8}, [16, 32, 64]),
+  ({'model.d_model': 96, 'model.num_heads': 3}, [12, 24, 48, 96]),
+  ({'model.d_model': 96, 'model.num_heads': 8, 'model.num_kv_heads': 2}, [16, 32, 64]),
+  ({'model.d_model': 24, 'model.num_heads': 8, 'model.positions': 'learned'}, [16, 32]),
+  ({'model.d_model': 16, 'model.num_heads': 8}, [16, 32]),
+  ({'model.d_model': 64, 'model.num_heads': 8, 'model.head_dim': 16}, [8, 16, 32, 64]),
+  ({'model.d_model': 768, 'model.num_heads': 12, 'model.head_dim': 64}, [128, 256, 512]),
+  ({'model.d_model': 100, 'model.num_heads': 3, 'model.head_dim': 64}, [32, 64]),
+  ({'model.d_model': 64, 'model.num_heads': 8, 'model.head_dim': 8, 'model.num_kv_heads': 4},
+   [32, 64]),
+  ({'model.d_model': 64, 'model.num_heads': 8, 'model.head_dim': 8, 'model.num_kv_heads': 1},
+   [8, 16, 32, 64]),
+  ({'model.d_model': 100, 'model.num_heads': 0, 'model.positions': 'sinusoidal'},
+   [12, 24, 48, 96]),
+  ({'model.d_model': 1024, 'model.num_heads': 16}, [128, 256, 512, 1024]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('asked', 'expected'), SHAPES)
+def test_every_width_of_a_sweep_is_one_the_model_can_have(asked, expected):
+  config = Config().replace(**asked)
+  for setting in WIDTHS:
+    widths = sweep(config, setting)
+    assert setting != 'model.d_model' or widths == expected
+    for rule in RULES:
+      shapes = [_at(config, rule, setting, width, widths[0]) for width in widths]
+      assert [shape.get(setting) for shape in shapes] == widths
+      for shape in shapes:
+        model = shape.model
+        if config.model.head_dim:
+          assert model.head_dim == config.model.head_dim
+          assert (
+            model.num_heads * shapes[0].model.d_model == shapes[0].model.num_heads * model.d_model
+          )
+        else:
+          assert model.num_heads == config.model.num_heads
+
+
+def test_a_sweep_of_other_widths_dies_of_heads_of_width_1():
+  config = Config().replace(**SHAPES[0][0])  # negative control: an eighth to all of 64 by 8 heads
+  with pytest.raises(UserError, match='needs an even head width, not 1'):
+    _at(config, 'mup', 'model.d_model', 8, 8)
+
+
+@pytest.mark.parametrize('asked', [shape for shape, _ in SHAPES if shape['model.num_heads']])
+def test_scores_and_logits_of_both_rules_are_scaled_alike_at_the_base_alone(asked):
+  config = Config().replace(**asked)
+  first, *others = sweep(config, 'model.d_model')
+
+  def scales(rule: str, width: int) -> list[float]:
+    shape = _at(config, rule, 'model.d_model', width, first)
+    return [parametrization.attention_scale(shape), parametrization.logit_scale(shape)]
+
+  assert scales('mup', first) == pytest.approx(scales('standard', first))
+  for width in others:  # negative control
+    (scores, logits), (plain, one) = scales('mup', width), scales('standard', width)
+    assert logits < 0.8 * one
+    grown = 1 if config.model.head_dim else width / first
+    assert scores == pytest.approx(plain * grown**-0.5)
+
+
+def test_d_ff_is_swept_in_its_multiples_and_not_where_there_is_none():
+  config = Config().replace(**{'model.d_model': 64, 'ffn.d_ff': 320, 'ffn.multiple_of': 32})
+  assert sweep(config, 'ffn.d_ff') == [32, 64, 128, 256]
+  assert sweep(config.replace(**{'ffn.d_ff': 0, 'ffn.ratio': 0.0}), 'ffn.d_ff') == []
+  shape = _at(config, 'mup', 'ffn.d_ff', 64, 32)
+  assert (shape.ffn.d_ff, shape.model) == (64, resolve(shape).model)
+  assert 'base_d_model=64, base_head_dim=16' in shape.optim.parametrization
 
 
 SCRIPT = """
@@ -56,7 +130,8 @@ from transformer import coordinates, flags
 def stand_in(config, setting, widths, watch):
   for _ in range(2 * len(widths)):
     watch()
-  sizes = {'stream_ffn': [[1.0] * 4, [2.0] * 4], coordinates.CHANGE: [[0.0] * 4, [1.0] * 4]}
+  one, n = [1.0], len(widths)
+  sizes = {'stream_ffn': [one * n, [2.0] * n], coordinates.CHANGE: [[0.0] * n, one * n]}
   return {'setting': setting, 'widths': widths, 'sizes': dict.fromkeys(coordinates.RULES, sizes),
           'slopes': dict.fromkeys(coordinates.RULES, {'stream_ffn': 0.25, coordinates.CHANGE: 0.0})}
 
@@ -66,12 +141,13 @@ flags.run(describe.main)
 """
 
 
-@pytest.mark.parametrize('ratio', [4, 0])
-def test_describe_draws_it_and_tells_the_slopes(tmp_path, ratio):
+@pytest.mark.parametrize(('ratio', 'heads'), [(4, 4), (0, 4), (4, 8)])
+def test_describe_draws_it_and_tells_the_slopes(tmp_path, ratio, heads):
   """With what trains replaced: the widths it asks for, the table and the picture."""
 
   def run(*given: str) -> str:
-    command = [sys.executable, '-c', SCRIPT, '--model.d_model=64', f'--ffn.ratio={ratio}', *given]
+    shape = '--model.d_model=64', f'--model.num_heads={heads}', f'--ffn.ratio={ratio}'
+    command = [sys.executable, '-c', SCRIPT, *shape, *given]
     env = processes.environment(PYTHONPATH=str(processes.ROOT))
     return subprocess.run(
       command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
@@ -79,7 +155,7 @@ def test_describe_draws_it_and_tells_the_slopes(tmp_path, ratio):
 
   told = json.loads(run('--coordinates', '--json'))['coordinates']
   widths = {found['setting']: found['widths'] for found in told}
-  assert widths == {'model.d_model': [8, 16, 32, 64]} | (
+  assert widths == {'model.d_model': [8, 16, 32, 64][heads == 8 :]} | (
     {'ffn.d_ff': [32, 64, 128, 256]} if ratio else {}
   )
   picture = tmp_path / 'plots' / 'coordinates.png'

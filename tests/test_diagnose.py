@@ -29,7 +29,8 @@ def _batch(config: Config) -> dict:
 
 def _ffn(config: Config, params: dict, batch: dict) -> dict[str, float]:
   look = jax.jit(functools.partial(diagnose.ffn_statistics, config))
-  return {k.removeprefix('ffn/'): v for k, v in spread(jax.device_get(look(params, batch))).items()}
+  row = spread(diagnose.with_spectra(look(params, batch)))
+  return {k.removeprefix('ffn/'): v for k, v in row.items()}
 
 
 def _training(config: Config, current: TrainState, batch: dict) -> dict[str, float]:
@@ -178,15 +179,15 @@ def test_training_statistics_are_of_the_very_step() -> None:
 def test_executors_agree_with_one_device(layout: dict) -> None:
   config, alone = tiny(**layout), tiny()
   current, batch = _state(alone), _batch(alone)
-  for function, tree in (
-    (diagnose.ffn_statistics, current.params),
-    (diagnose.training_statistics, current),
+  for function, tree, host in (
+    (diagnose.ffn_statistics, current.params, diagnose.with_spectra),
+    (diagnose.training_statistics, current, jax.device_get),
   ):
-    expected = spread(jax.device_get(jax.jit(functools.partial(function, alone))(tree, batch)))
+    expected = spread(host(jax.jit(functools.partial(function, alone))(tree, batch)))
     executor = parallel.make(config)
     create = executor.compile_init(lambda: jax.tree.map(jax.numpy.asarray, current))
     placed = create()
     placed = placed if tree is current else placed.params
     look = executor.compile_whole(functools.partial(function, config))
-    found = spread(jax.device_get(look(placed, batch)))
+    found = spread(host(look(placed, batch)))
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)

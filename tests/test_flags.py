@@ -147,9 +147,9 @@ MISTAKES = {
     '--ffn.activation: product takes plain activations, not swiglu'
   ),
   # Types and ranges.
-  '--model.d_model=wide': (
-    "flag --model.d_model=wide: invalid literal for int() with base 10: 'wide'"
-  ),
+  '--model.d_model=wide': '--model.d_model=wide: should be a whole number',
+  '--model.dropout=half': '--model.dropout=half: should be a number',
+  '--model.bias=maybe': '--model.bias=maybe: should be true or false',
   '--model.d_model=0': '--model.d_model: 0 is below the least allowed, 1',
   '--model.dropout=1.5': '--model.dropout: 1.5 is above the most allowed, 0.95',
   '--optim.learning_rate=nan': '--optim.learning_rate: nan is not a number to run with',

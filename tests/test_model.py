@@ -99,10 +99,9 @@ def test_against_numpy(number):
 def test_only_these_pairs_of_settings_cannot_run():
   heads = {'model.num_heads': 0}
   expected = [
-    *(heads | {'model.num_kv_heads': n} for n in (1, 2)),
     *(heads | {'model.positions': p} for p in ('rotary', pairwise.SHORT['relative'], 'alibi')),
-    heads | {'ffn.ratios': '2,0,1'},  # ratio 0 runs without heads if ratios are given
-    {'model.bias': True, 'model.qkv_bias': True},
+    heads | {'ffn.ratios': '2,0,1'},
+    heads | {'ffn.ratio': 0.0},
     *({'ffn.shared': True, 'ffn.ratios': text} for text in ('1,1,2', '2,0,1')),
     {'ffn.shared': True, 'ffn.ratio': 0.0},
   ]

@@ -14,7 +14,7 @@ from transformer.state import hyper_arrays
 
 # Four times the base of 8: d_model 32, two heads of 16 (base 4), d_ff 3 · 4 · 8 = 96.
 WIDE = {
-  'optim.parametrization': 'mup(base_d_model=8)',
+  'optim.parametrization': 'mup(base_d_model=8, base_head_dim=4)',
   'model.d_model': 32,
   'model.num_heads': 2,
   'ffn.d_ff': 96,
@@ -29,6 +29,7 @@ WIDE = {
 }
 FACTORS = {
   'embed/table': 1 / 2,  # √(8 / 32)
+  'positions/table': 1 / 2,
   'unembed/table': 1 / 2,
   'layers/attention/query': 1 / 4,  # 8 / 32
   'layers/attention/key': 1 / 4,
@@ -46,7 +47,7 @@ def test_factors_by_hand():
   vectors = got.keys() - FACTORS.keys()
   assert {path: got[path] for path in FACTORS} == pytest.approx(FACTORS)
   assert {path.split('/')[-1] for path in vectors} == {
-    *('table', 'scale', 'bias', 'query_bias', 'key_bias', 'value_bias', 'out_bias'),
+    *('scale', 'bias', 'query_bias', 'key_bias', 'value_bias', 'out_bias'),
     *('up_bias', 'gate_bias', 'down_bias'),
   }
   assert {got[path] for path in vectors} == {1.0}
@@ -61,11 +62,13 @@ def test_down_follows_d_ff_of_its_own_layer():
   assert got == pytest.approx([1 / 2, 1 / 6])
 
 
-def test_the_base_of_a_head_may_be_named():
-  """Where heads are added as the model widens, their width and so the scale of scores stay."""
+def test_the_scale_of_scores_knows_the_width_of_a_head_alone():
+  """Where heads are added as the model widens, it stays; where they widen, it is theirs."""
   rule = 'mup(base_d_model=8, base_head_dim=16)'
-  config = battery.tiny(**WIDE | {'optim.parametrization': rule})
-  assert parametrization.attention_scale(config) == pytest.approx(1 / 4)  # √16 / 16
+  for heads, width, scale in ((2, 16, 1 / 4), (8, 16, 1 / 4), (2, 64, 4 / 64)):
+    shape = {'model.num_heads': heads, 'model.head_dim': width}
+    config = battery.tiny(**WIDE | shape | {'optim.parametrization': rule})
+    assert parametrization.attention_scale(config) == pytest.approx(scale)
 
 
 @pytest.mark.parametrize('name', [*PRESETS, *SHAPES])
@@ -81,7 +84,9 @@ def test_standard_leaves_everything_alone(name):
 def test_at_its_base_mup_is_standard():
   settings = {'model.d_model': 16, 'ffn.d_ff': 64, 'optim.learning_rate': 0.01}
   plain = battery.tiny(**settings)
-  mup = battery.tiny(**settings, **{'optim.parametrization': 'mup(base_d_model=16)'})
+  mup = battery.tiny(
+    **settings, **{'optim.parametrization': 'mup(base_d_model=16, base_head_dim=8)'}
+  )
   for path in count.shapes(plain):
     assert parametrization.rate_factor(mup, path) == 1.0
   assert parametrization.logit_scale(mup) == 1.0

@@ -79,6 +79,9 @@ def test_a_run_with_activation_schedule_and_source_of_ones_own(lab, tmp_path):
   peak = processes.read(folder / 'config.json')['optim']['learning_rate']
   shares = [r['train/learning_rate'] / peak for r in rows if 'train/learning_rate' in r]
   assert shares == pytest.approx([0.5, 1.0, 1.0, 0.5])
+  asked = f'--checkpoint={workdir}', '--prompt=note', '--max_new_tokens=2'
+  told = processes.run('experiments.generate', *asked)  # the run itself says where its plugin is
+  assert (told.returncode, told.stdout[:4]) == (0, 'note'), told.stderr
 
 
 def test_an_edited_file_makes_only_the_cells_that_use_it_stale(lab, tmp_path):

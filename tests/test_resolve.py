@@ -104,10 +104,6 @@ def test_key_and_value_heads(heads, kv_heads, resolved):
       '--model.num_kv_heads=8: does not divide --model.num_heads=4',
     ),
     (
-      {'model.num_heads': 0, 'model.num_kv_heads': 2, 'model.positions': 'none'},
-      '--model.num_kv_heads=2: does not divide --model.num_heads=0',
-    ),
-    (
       {'model.bias': True, 'model.qkv_bias': True},
       '--model.qkv_bias: --model.bias has them all; leave one of them out',
     ),
@@ -190,7 +186,30 @@ def test_what_acts_on_an_absent_part_makes_no_other_model():
   plain, other = (resolve(Config().replace(**c)) for c in (without_ffn, without_ffn | idle))
   assert plain == other
   without_heads = {'model.num_heads': 0, 'model.positions': 'learned'}
-  idle = {'model.qk_norm': True, 'model.bias': True, 'model.attention_cap': 2.0}
+  idle = {'model.qk_norm': True, 'model.num_kv_heads': 2, 'model.head_dim': 8}
   plain, other = (resolve(Config().replace(**c)) for c in (without_heads, without_heads | idle))
   assert plain == other
   assert resolve(Config().replace(**idle)) != resolve(Config())
+
+
+def test_exact_multiples_of_a_pattern_come_out_as_asked():
+  """d_model 256 and 384; the mean, 384 and 576, is a multiple of neither step."""
+  for d_model, step, expected in ((256, 256, [256, 512]), (384, 128, [384, 768])):
+    asked = {'model.d_model': d_model, 'model.num_layers': 2, 'ffn.ratios': '1,2'}
+    config = resolve(Config().replace(**asked, **{'ffn.multiple_of': step}))
+    assert widths(config) == expected
+    assert resolve(config) == config
+
+
+def test_data_settings_that_nothing_reads_make_no_other_run():
+  def hash_of(**changes):
+    return config_hash(
+      resolve(Config().replace(**{k.replace('__', '.'): v for k, v in changes.items()}))
+    )
+
+  assert hash_of(data__text_field='body') == hash_of()
+  rows = dict(data__source='jsonl:a.jsonl')
+  assert hash_of(**rows, data__text_field='body') != hash_of(**rows)  # negative control
+  ids = dict(data__source='synthetic', model__vocab_size=64)
+  assert hash_of(**ids, data__tokenizer='byte') == hash_of(**ids)
+  assert hash_of(data__tokenizer='byte') != hash_of()

@@ -106,7 +106,9 @@ def load_params(folder: Path, step: int | None = None) -> tuple[int, dict[str, A
   """
   steps = saved_steps(folder)
   if not steps or (step is not None and step not in steps):
-    raise UserError(f'{folder}: no checkpoint{"" if step is None else f" of step {step}"} in it')
+    there = f'; there are those of {", ".join(map(str, steps))}' if steps else ''
+    which = '' if step is None else f' of step {step}'
+    raise UserError(f'{folder}: no checkpoint{which} in it{there}')
   step = steps[-1] if step is None else step
   with _checkpointer() as reader:
     path = folder.absolute() / str(step) / 'state'

@@ -20,6 +20,37 @@ WIDTHS = ('model.d_model', 'ffn.d_ff')
 CHANGE = 'change of logits'  # since before the first step: what is drawn at random is not in it
 
 
+def sweep(config: Config, setting: str) -> list[int]:
+  """Widths from an eighth of the model's own on, doubled up to it, that `config` can have.
+
+  config: as asked, not resolved: a head_dim that was asked for stays and the heads grow in number,
+  else they keep their number and grow. Empty where the model has no such width.
+  """
+  shape = resolve(config)
+  full = shape.get(setting)
+  if setting == 'ffn.d_ff':
+    first = _multiple(full / 8, shape.ffn.multiple_of)
+  elif heads := _heads(config, full / 8):
+    first = _multiple(full * heads / shape.model.num_heads, 2)
+  else:  # even, and heads of even width, as positions want them
+    first = _multiple(full / 8, 2 * max(1, shape.model.num_heads))
+  return [first * n for n in (1, 2, 4, 8) if full and first * n <= max(full, 2 * first)]
+
+
+def _heads(config: Config, width: float) -> int:
+  """The number of heads at a d_model; 0 where it is as asked at any."""
+  model = config.model
+  if not (model.num_heads and model.head_dim):
+    return 0
+  unit = model.num_kv_heads or 1
+  return _multiple(model.num_heads * width / model.d_model + unit / 2, unit)  # the nearest
+
+
+def _multiple(number: float, unit: int) -> int:
+  """The greatest multiple of `unit` up to `number`, and at least one of it."""
+  return max(1, int(number // unit)) * unit
+
+
 def coordinates(
   config: Config,
   setting: str,
@@ -29,10 +60,10 @@ def coordinates(
 ) -> dict:
   """Trains `config` at several widths for a few steps on one batch of random tokens.
 
-  setting: one of WIDTHS. d_model moves with its number of heads and its ratio of d_ff kept, the
-  first one being the base of muP; d_ff moves alone. `watch` is called after each of the
-  2 · len(widths) runs. Returns plain JSON: setting; widths; sizes, by rule; slopes, by rule and
-  tensor, of log mean |x| against log width after the last step.
+  config: as asked, not resolved. setting: one of WIDTHS; widths: as of `sweep`. d_model moves with
+  its ratio of d_ff kept, the first one being the base of muP; d_ff moves alone. `watch` is called
+  after each of the 2 · len(widths) runs. Returns plain JSON: setting; widths; sizes, by rule;
+  slopes, by rule and tensor, of log mean |x| against log width after the last step.
   """
   sizes = {}
   for rule in RULES:
@@ -54,6 +85,7 @@ def _at(config: Config, rule: str, setting: str, width: int, first: int) -> Conf
   """The model at a width, at the rate that muP gives it at any."""
   shape = resolve(config)
   settings = {
+    setting: width,
     'model.vocab_size': 64,
     'data.source': 'synthetic',
     'data.seq_len': 32,
@@ -61,14 +93,20 @@ def _at(config: Config, rule: str, setting: str, width: int, first: int) -> Conf
     'train.accumulate': 1,
     'optim.schedule': 'constant(warmup=0)',
   }
+  base, head_dim = shape.model.d_model, shape.model.head_dim
   if setting == 'model.d_model':
-    settings |= {'model.head_dim': 0, 'ffn.d_ff': 0, 'ffn.ratio': shape.ffn.ratio}
-  base = first if setting == 'model.d_model' else shape.model.d_model
-  settings |= {setting: width, 'optim.parametrization': f'mup(base_d_model={base})'}
-  mup = resolve(config.replace(**settings))
+    settings |= {'ffn.d_ff': 0, 'ffn.ratio': shape.ffn.ratio}
+    base = first
+    if heads := _heads(config, first):
+      settings['model.num_heads'] = heads * width // first
+    elif shape.model.num_heads:
+      head_dim = first // shape.model.num_heads
+  mup = f'mup(base_d_model={base}, base_head_dim={head_dim or 1})'
+  settings['optim.parametrization'] = mup
+  wide = resolve(config.replace(**settings))
   if rule == 'mup':
-    return mup
-  rate = {'optim.learning_rate': mup.optim.learning_rate, 'optim.parametrization': rule}
+    return wide
+  rate = {'optim.learning_rate': wide.optim.learning_rate, 'optim.parametrization': rule}
   return resolve(config.replace(**settings | rate))
 
 

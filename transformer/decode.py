@@ -40,7 +40,8 @@ def _step(folder: Path, which: str) -> int | None:
   if which != 'best':
     raise UserError(f'--step={which}: choose newest, best or a step')
   saved = saved_steps(folder / 'checkpoints')
-  rows = [r for r in metrics.read(folder / metrics.FILE) if 'eval/loss' in r and r['step'] in saved]
+  rows = [r for r in metrics.read(folder / metrics.FILE) if r['step'] in saved]
+  rows = [row for row in rows if row.get('eval/loss') is not None]
   return min(rows, key=lambda row: row['eval/loss'])['step'] if rows else None
 
 

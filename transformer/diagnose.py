@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer import count, model, optimizer, spec, step
 from transformer.activations import activate
@@ -17,6 +18,7 @@ from transformer.params import path_of
 from transformer.state import TrainState
 
 _MOST = 1024  # tokens that covariances are made of
+_WIDEST = 2048  # d_model up to which spectra are cheap enough
 _FLAT = 0.05  # slope below which a unit counts as saturated
 Size = dict[str, jax.Array]  # sum_squares, sum_abs, largest (of |x|), count, finite
 
@@ -25,9 +27,9 @@ Size = dict[str, jax.Array]  # sum_squares, sum_abs, largest (of |x|), count, fi
 
 
 def ffn_statistics(config: Config, params: dict, batch: step.Batch) -> dict[str, jax.Array]:
-  """Rows ffn/<name> of the FFN of every layer, on a batch of held-out tokens.
+  """What `with_spectra` makes rows ffn/<name> of: the FFN of every layer, on held-out tokens.
 
-  h is the hidden layer, its units F; tokens are those that have a target.
+  h is the last hidden layer, its units F; tokens are those that have a target.
     zeros           share of h that is exactly 0
     dead            share of units that are 0 on every token of the batch
     kurtosis        mean over tokens of E[(h − mean)⁴] / var² over units; 3: a normal distribution
@@ -75,7 +77,8 @@ def _ffn_layer(config: Config, kept: dict, own: dict, weights_N: jax.Array) -> d
   fourth_N = jnp.mean(jnp.square(square_NF), axis=1)
   sums = [mean(jnp.mean(jnp.square(flat(kept[name])), axis=1)) for name in ('update', 'stream')]
   flat_NF = jnp.abs(_slope(config, inputs, own)) < _FLAT
-  spectra = {name: _spectrum(own[name]) for name in ('up', 'gate', 'down') if name in own}
+  narrow = config.model.d_model <= _WIDEST
+  matrices = {name: own[name] for name in ('up', 'gate', 'down') if name in own and narrow}
   return {
     'zeros': mean(jnp.mean(off_NF, axis=1)),
     'dead': jnp.mean(jnp.all(off_NF | (weights_N == 0.0)[:, None], axis=0)),
@@ -83,16 +86,17 @@ def _ffn_layer(config: Config, kept: dict, own: dict, weights_N: jax.Array) -> d
     'effective_rank': _participation(h_NF[:_MOST], weights_N[:_MOST]),
     'saturation': mean(jnp.mean(flat_NF, axis=1)),
     'update_ratio': jnp.sqrt(sums[0] / sums[1]),
-    **{f'{name}_norm': largest for name, (largest, _) in spectra.items()},
-    **{f'{name}_effective_rank': rank for name, (_, rank) in spectra.items()},
+    **{f'{name}_gram': _gram(w if name != 'down' else w.T) for name, w in matrices.items()},
   }
 
 
 def _slope(config: Config, inputs: list[jax.Array], own: dict) -> jax.Array:
   """Slope of the activation in its first input, as if the other one were 1."""
   variant = spec.parse('ffn.activation', config.ffn.activation)
-  stage = 'middle_' if config.ffn.hidden_layers > 1 else ''
-  leaves = {leaf: own[f'{stage}{leaf}'] for leaf in variant.leaves}
+  prefix = 'middle_' if config.ffn.hidden_layers > 1 else ''
+  if variant.variant == 'product':
+    variant, prefix, inputs = variant.parts['gate'], f'{prefix}gate_', inputs[:1]
+  leaves = {leaf: own[f'{prefix}{leaf}'] for leaf in variant.leaves}
   ones = [jnp.ones_like(x) for x in inputs[1:]]
   x = inputs[0]
   return jax.jvp(lambda x: activate(variant, [x, *ones], leaves), [x], [jnp.ones_like(x)])[1]
@@ -101,22 +105,43 @@ def _slope(config: Config, inputs: list[jax.Array], own: dict) -> jax.Array:
 def _participation(h_NF: jax.Array, weights_N: jax.Array) -> jax.Array:
   weights_N1 = weights_N[:, None]
   mean_F = jnp.sum(h_NF * weights_N1, axis=0) / jnp.sum(weights_N)
-  gram = _gram((h_NF - mean_F) * weights_N1)
+  moved_NF = (h_NF - mean_F) * weights_N1
+  gram = _gram(moved_NF if moved_NF.shape[0] <= moved_NF.shape[1] else moved_NF.T)
   return jnp.square(jnp.trace(gram)) / jnp.sum(jnp.square(gram))
 
 
-def _spectrum(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Largest singular value and effective rank of a matrix."""
-  values = jnp.linalg.eigvalsh(_gram(weight.astype(jnp.float32)))
-  sigma = jnp.sqrt(jnp.maximum(values, 0.0))
-  share = sigma / jnp.sum(sigma)
-  return jnp.max(sigma), jnp.exp(jnp.sum(jax.scipy.special.entr(share)))
-
-
 def _gram(x: jax.Array) -> jax.Array:
-  """x xᵀ or xᵀ x, whichever is smaller: their eigenvalues other than 0 are the same."""
-  x = x if x.shape[0] <= x.shape[1] else x.T
+  """x xᵀ, whose eigenvalues are the squares of the singular values of x."""
+  x = x.astype(jnp.float32)
   return jnp.matmul(x, x.T, precision='highest')
+
+
+def with_spectra(found: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+  """What `ffn_statistics` found, on the host, with …_norm and …_effective_rank for each …_gram.
+
+  NumPy's eigenvalues, because several of LAPACK's under way in XLA's few threads on a CPU can wait
+  for each other for ever.
+  """
+  row = {}
+  for name, values in jax.device_get(found).items():
+    stem, is_gram, _ = name.partition('_gram')
+    if not is_gram:
+      row[name] = values
+      continue
+    norm, rank = zip(*map(_spectrum, values), strict=True)
+    row |= {f'{stem}_norm': np.array(norm), f'{stem}_effective_rank': np.array(rank)}
+  return row
+
+
+def _spectrum(gram: np.ndarray) -> tuple[float, float]:
+  """Largest singular value and effective rank of the matrix that `gram` was made of."""
+  if not np.all(np.isfinite(gram)) or not np.any(gram):
+    return np.nan, np.nan
+  values = np.linalg.eigvalsh(gram.astype(np.float64))
+  noise = len(gram) * np.finfo(np.float32).eps * values[-1]
+  sigma = np.sqrt(values[values > noise])
+  share = sigma / np.sum(sigma)
+  return float(sigma[-1]), float(np.exp(-np.sum(share * np.log(share))))
 
 
 # --- A training step.
@@ -169,17 +194,13 @@ def _observed(config: Config, state: TrainState, batch: step.Batch) -> dict[str,
 
   def one(part: step.Batch) -> dict:
     inputs_BT, _, _, segments_BT = step.split(part['tokens'])
-    noise_B = None
-    if model.uses_noise(config):
-      noise_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(part['rows'])
+    noise_B = step.row_noise(config, key, part)
     _, seen = model.build(config).apply(
       {'params': state.params}, inputs_BT, segments_BT, noise_B, mutable=['observed']
     )
     return seen['observed']
 
-  parts = config.train.accumulate
-  cut = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-  seen = jax.lax.map(one, cut)
+  seen = jax.lax.map(one, step.micro_batches(batch, config.train.accumulate))
   merge = {'largest': jnp.max, 'finite': jnp.all}
   found: dict[str, Size] = {}
   for key_path, leaf in jax.tree_util.tree_flatten_with_path(seen)[0]:
@@ -230,6 +251,8 @@ def _by_layer(config: Config, found: dict, missing: float) -> dict:
     def place(into: jax.Array, x: jax.Array, group: count.Group = group) -> jax.Array:
       return into.at[group.first : group.first + group.size].set(x)
 
-    empty = jax.tree.map(lambda x: jnp.full(config.model.num_layers, missing, x.dtype), value)
+    empty = jax.tree.map(
+      lambda x: jnp.full((config.model.num_layers, *x.shape[1:]), missing, x.dtype), value
+    )
     merged[name] = jax.tree.map(place, merged.get(name, empty), value)
   return merged

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_FEW = 40  # names that are still read
+
 
 class UserError(Exception):
   """A mistake the user can mend: one line naming the flag or file, what is wrong, what is right.
@@ -14,7 +16,10 @@ class UserError(Exception):
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-  """Returns '; did you mean …?' for the closest of `options`, else '; choose from …'."""
+  """Returns '; did you mean …?' for the closest of `options`, else '; choose from …' if few."""
   options = sorted(options)
-  close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-  return f'; did you mean {close[0]}?' if close else f'; choose from {", ".join(options)}'
+  lower = {option.lower(): option for option in options}
+  close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+  if close:
+    return f'; did you mean {lower[close[0]]}?'
+  return f'; choose from {", ".join(options)}' if len(options) <= _FEW else '; --help lists them'

@@ -10,6 +10,7 @@ import jax
 
 from transformer import spec
 from transformer.activations import activate
+from transformer.errors import UserError
 from transformer.layers import dropout, keep, observe, shard
 from transformer.ops.product import product
 from transformer.params import initializer
@@ -31,7 +32,7 @@ class FFN(nn.Module):
 
   d_ff: hidden width F. activation: a variant of ffn.activation. bias: of all projections.
   hidden_layers: 2 puts another F → F layer with its activation before `down` (Gerber 2025).
-  dropout: rate, of the hidden layer. down_init: factor on the initial deviation of `down`.
+  dropout: rate, of the last hidden layer. down_init: factor on the initial deviation of `down`.
   num_layers: depth of the residual stream it writes to, for the same deviation.
   product: the matrix product to use.
   """
@@ -48,6 +49,11 @@ class FFN(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array, noise_B: jax.Array | None = None) -> tuple[jax.Array, Aux]:
     """noise_B: a PRNG key per row trains with dropout; without it the network evaluates."""
+    if self.d_ff < 1 or self.hidden_layers not in (1, 2):
+      raise ValueError(
+        f'FFN(d_ff={self.d_ff}, hidden_layers={self.hidden_layers}): d_ff should be 1 or more, '
+        'hidden_layers 1 or 2'
+      )
     h_BTF = x_BTD
     for stage in ['', 'middle_'][: self.hidden_layers]:
       h_BTF = self._hidden(stage, h_BTF)
@@ -65,6 +71,11 @@ class FFN(nn.Module):
       for leaf in variant.leaves
     }
     h_BTF = activate(variant, inputs, leaves)
+    if h_BTF.shape != inputs[0].shape:  # of a user's own: broadcasting would hide it
+      raise UserError(
+        f'--ffn.activation={self.activation}: gives the shape {h_BTF.shape} for inputs of '
+        f'{inputs[0].shape}; it should act on each entry'
+      )
     observe(self, f'{stage}hidden', h_BTF)
     keep(self, 'diagnostics', 'inputs', inputs)  # of the last stage, as is what it makes of them
     keep(self, 'diagnostics', 'hidden', h_BTF)

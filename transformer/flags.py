@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -75,12 +76,26 @@ def _parse(argv: list[str]) -> list[str]:
     rest = FLAGS(argv)
   except flags.UnrecognizedFlagError as e:
     _fail(f'--{e.flagname}: no such flag{nearest(e.flagname, FLAGS)}')
+  except flags.IllegalFlagValueError as e:
+    _fail(_wrong_type(str(e)))
   except flags.Error as e:
     _fail(str(e).replace('\n', ' '))
   if len(rest) > 1:
     _fail(f'{rest[1]!r} is not a flag; settings are given as --name=value')
   logging.set_verbosity(logging.WARNING)  # jax tells of every backend it does not find
   return rest
+
+
+def _wrong_type(message: str) -> str:
+  """absl's words for a value that is not of its flag's type, in ours."""
+  found = re.match(r'flag --([\w.]+)=(.*?): ', message, re.DOTALL)
+  if not found:
+    return message.replace('\n', ' ')
+  name, value = found.groups()
+  kind = {'int': 'a whole number', 'float': 'a number'}.get(
+    FLAGS[name].flag_type(), 'true or false'
+  )
+  return f'--{name}={value}: should be {kind}'
 
 
 def _guard(main: Callable[[], int | None]) -> int:

@@ -72,7 +72,7 @@ def observe(module: nn.Module, name: str, x: jax.Array) -> None:
 
   Under `name`: sum_squares, sum_abs, largest (all of |x|), count, and finite.
   """
-  if not module.is_mutable_collection('observed'):
+  if not module.is_mutable_collection('observed') or module.is_initializing():
     return
   x = jax.lax.stop_gradient(x).astype(jnp.float32)
   size = jnp.abs(x)
@@ -88,7 +88,7 @@ def observe(module: nn.Module, name: str, x: jax.Array) -> None:
 
 def keep(module: nn.Module, collection: str, name: str, value: object) -> None:
   """Puts a value into a collection that the caller of `apply` asked for; else does nothing."""
-  if module.is_mutable_collection(collection):
+  if module.is_mutable_collection(collection) and not module.is_initializing():
     module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
 
 

@@ -120,7 +120,8 @@ class MetricsLog:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes one row."""
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}  # JSON has no NaN
+    self._file.write(json.dumps({'step': step, **finite}) + '\n')
     for board in self._boards:
       board.write(step, values)
     self.last = {**self.last, **values}

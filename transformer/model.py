@@ -230,9 +230,9 @@ class Decoder(nn.Module):
     kind = spec.parse('model.positions', m.positions).variant
     if kind == 'sinusoidal':
       return x_BTD + sinusoid(positions_BT, m.d_model).astype(m.dtype)
-    if kind == 'learned':
+    if kind == 'learned':  # drawn as tokens are, so scaled as they are
       table_TD = Leaves(self.config, name='positions')()['table']
-      return x_BTD + table_TD[positions_BT].astype(m.dtype)
+      return x_BTD + (table_TD[positions_BT] * scale).astype(m.dtype)
     return x_BTD
 
   def _score_bias(self, length: int) -> jax.Array | None:

@@ -14,11 +14,13 @@ model is the best of a wide one. An Adam step moves each entry of a tensor by ab
   logits. An `unembed` of its own is drawn and read as the table is, and moves as it does.
 - A query and a key learn to agree, so their product sums head_dim terms of one sign: scores are
   divided by head_dim and not by its root.
-- Vectors (scales, biases, positions, parameters of activations) sum nothing: their rate stays.
+- Learned positions are drawn, scaled and moved as the table is.
+- Vectors (scales, biases, parameters of activations) sum nothing: their rate stays.
 
-Constants make muP equal to `standard` at d_model = base_d_model, d_ff = 4 base_d_model and head
-width = base_head_dim. Decoupled weight decay keeps the global rate: rate · decay, the share of a
-weight lost a step, is then the same at any width, as in the authors' own `mup` package.
+Constants make muP equal to `standard` at d_model = base_d_model = heads · head width, d_ff = 4
+base_d_model and head width = base_head_dim. Decoupled weight decay keeps the global rate: rate ·
+decay, the share of a weight lost a step, is then the same at any width, as in the authors' own
+`mup` package.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def rate_factor(config: Config, path: str) -> float:
   mup, rule = _mup(config), axes.param(path)
   if mup is None:
     return 1.0
-  if 'V' in rule.letters and rule.fan_in:
+  if set('VT') & set(rule.letters) and rule.fan_in:
     return logit_scale(config)
   if not hidden(path):
     return 1.0
@@ -57,7 +59,7 @@ def attention_scale(config: Config) -> float:
   mup, model = _mup(config), config.model
   if mup is None:
     return model.head_dim**-0.5
-  return (mup.base_head_dim or mup.base_d_model / model.num_heads) ** 0.5 / model.head_dim
+  return mup.base_head_dim**0.5 / model.head_dim
 
 
 def logit_scale(config: Config) -> float:

@@ -102,7 +102,8 @@ def _in_order(config: Config, seen: dict) -> list[Tensor]:
       rank = _rank(config, t.name)
       if t.layer is not None:
         return (1, t.layer, rank)
-      return (0 if rank < first else 2, 0, rank)
+      shared = t.name.startswith('ffn/')  # its gradient is a sum, complete with the first layer's
+      return (0 if rank < first or shared else 2, 0, rank)
 
     found += sorted(tensors, key=place, reverse=stage == 'gradient')
   return found

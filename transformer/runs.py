@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformer import count, spec
+from transformer import count, plugin, spec
 from transformer.config import Config, config_hash
 from transformer.errors import UserError
 
@@ -29,12 +29,17 @@ def cell_folder(folder: Path, flag: str = 'checkpoint') -> Path:
 
 
 def read_config(folder: Path) -> Config:
-  """The resolved config of the run in `folder`. Raises UserError naming the file."""
+  """The resolved config of the run in `folder`, whose plugin is loaded.
+
+  Raises UserError naming the file.
+  """
   path = folder / 'config.json'
   try:
-    return Config.from_json(json.loads(path.read_text(encoding='utf-8')), str(path))
+    config = Config.from_json(json.loads(path.read_text(encoding='utf-8')), str(path))
   except ValueError:
     raise UserError(f'{path}: is not JSON; give the folder of another run') from None
+  plugin.load(config.plugin)
+  return config
 
 
 def provenance(folder: Path) -> dict:

@@ -34,8 +34,7 @@ def loss_sums(
   """The objective as a sum over tokens, and (Σ cross-entropy in nats, number of targets)."""
   answer, aux = _answer(config, params, tokens, noise_B)
   objective, sums = loss.sums(*answer, config.loss.label_smoothing, hyper['loss.z_loss'])
-  losses = [part.losses for part in (aux if isinstance(aux, list) else [aux])]
-  extra = sum((jnp.sum(x) for x in jax.tree.leaves(losses)), jnp.zeros(()))
+  extra = sum((jnp.sum(x) for x in aux.losses.values()), jnp.zeros(()))
   return objective + sums[1] * extra, sums
 
 
@@ -102,21 +101,32 @@ def eval_step(config: Config, params: dict, batch: Batch, reduce: Reduce) -> jax
   return reduce(jnp.stack(loss.sums(*answer)[1]))
 
 
+def row_noise(config: Config, key: jax.Array, part: Batch) -> jax.Array | None:
+  """noise_B: a key for each row of a (micro-)batch; None where training draws nothing."""
+  if not model.uses_noise(config):
+    return None
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(part['rows'])
+
+
+def micro_batches(batch: Batch, parts: int) -> Batch:
+  """A batch cut along a new leading axis.
+
+  Micro-batch a takes rows a, a + parts, …, so that rows stay on the device that holds them.
+  """
+  return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
 def _accumulate(config: Config, params: dict, hyper: Hyper, batch: Batch, key: jax.Array) -> tuple:
   """Sums of gradient and metrics over the micro-batches of a batch."""
 
   def one(part: Batch) -> tuple:
-    noise_B = None
-    if model.uses_noise(config):
-      noise_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(part['rows'])
+    noise_B = row_noise(config, key, part)
     grad = jax.grad(lambda p: loss_sums(config, p, hyper, part['tokens'], noise_B), has_aux=True)
     return grad(params)
 
-  parts = config.train.accumulate
-  if parts == 1:
+  if config.train.accumulate == 1:
     return one(batch)
-  # Micro-batch a takes rows a, a + parts, …, so that rows stay on the device that holds them.
-  cut = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+  cut = micro_batches(batch, config.train.accumulate)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
     jax.eval_shape(one, jax.tree.map(lambda x: x[0], cut)),

@@ -160,6 +160,8 @@ class _Run:
           self.log.resume()
       if not evaluated:  # resumed after the last step
         evaluated = self._evaluation(steps) or self._evaluate(current, steps)
+    if evaluated['eval/loss'] is None or not math.isfinite(evaluated['eval/loss']):
+      raise NonFinite(f'the held-out loss at step {steps} is not finite')
     return self._result(current, evaluated)
 
   def _restore(self) -> tuple[TrainState, int, dict]:
@@ -212,7 +214,7 @@ class _Run:
     tokens = next(iter(self.data.eval_batches()))
     rows = max(1, _LOOKED_AT // self.config.data.seq_len)
     found = self.program.ffn_statistics(current.eval_params, {'tokens': tokens[:rows]})
-    return spread(jax.device_get(found))
+    return spread(diagnose.with_spectra(found))
 
   def _evaluation(self, step: int) -> dict[str, float]:
     """What the rows written before say of `step`; empty if it was not evaluated."""
@@ -240,10 +242,12 @@ class _Run:
       batch = self.program.batch(self.data.train_batch(now - 1))
       bad.keep(self.folder, now, int(in_a_row), batch, self.program.executor.fetch(current))
     if in_a_row >= self.config.train.max_bad_steps:
+      known = not math.isnan(self.last_norm)
+      before = f'at the last good step {self.last_norm:.3g}' if known else 'no good step before'
       raise NonFinite(
         f'{int(in_a_row)} steps in a row without a finite loss, gradient and update, up to step '
-        f'{now}: learning rate {rate:.3g}, gradient norm {norm:.3g}, at the last good step '
-        f'{self.last_norm:.3g} (--train.max_bad_steps={self.config.train.max_bad_steps})'
+        f'{now}: learning rate {rate:.3g}, gradient norm {norm:.3g}, {before} '
+        f'(--train.max_bad_steps={self.config.train.max_bad_steps})'
       )
 
   def _beat(self, now: int, phase: str) -> None:

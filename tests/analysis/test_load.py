@@ -1,5 +1,6 @@
 """Several folders as one, and cells regrouped by the settings they ran with."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from tests.processes import ROOT
-from transformer.analysis import report
+from transformer.analysis import grouping, report
 from transformer.analysis.load import load
 from transformer.analysis.verdict import sentences
 from transformer.errors import UserError
@@ -66,6 +67,31 @@ def test_an_argument_of_a_variant_groups_and_one_without_it_shows_a_dash(folder)
   assert found.label('-, relu') == 'base - relu'
 
 
+def test_values_that_differ_past_six_digits_are_two_groups(folder):
+  rates = {'a': 0.008, 'b': 0.0080000004, 'c': 0.1 + 0.2 - 0.292}
+  assert len({f'{rate:.6g}' for rate in rates.values()}) == 1 < len(set(rates.values()))
+  paths = [folder(name, rate, variants={'relu': (0, 0)}) for name, rate in rates.items()]
+  found = load(paths, 'optim.learning_rate', '0.0080000004')
+  assert [v.name for v in found.variants] == [repr(rate) for rate in rates.values()]
+  assert [len(v.cells) for v in found.variants] == [4] * 3
+  assert found.baseline == '0.0080000004' and found.numeric
+  assert load(paths, 'optim.learning_rate').baseline == '0.008'
+  third = folder('d', 1 / 3, variants={'relu': (0, 0)})  # negative control: shown in six digits
+  found = load([paths[0], third], 'optim.learning_rate', '0.33333300')
+  assert [v.name for v in found.variants] == ['0.008', '0.333333']
+  assert found.baseline == '0.333333'
+
+
+def test_cells_without_a_config_differ_in_nothing(folder):
+  path = folder('a', waiting=('gelu-seed0',))
+  (cell,) = (c for c in load(path).cells if c.name == 'gelu-seed0')
+  other = dataclasses.replace(cell, config={'ffn': {'activatoin': 'gelu'}})
+  none = dataclasses.replace(cell, config={})
+  changed = dataclasses.replace(cell, config=cell.config | {'train': {'steps': 7}})
+  assert grouping.differing([cell, none, other], (), '') == ((), ())
+  assert grouping.differing([cell, changed], (), '') == (('train.steps',), ())  # negative control
+
+
 def test_one_folder_is_regrouped_by_a_number(folder):
   widths = {'1': (0.04, 0.005), '2': (0, 0), '4': (-0.02, 0.005)}
   options = dict(variants=widths, baseline='2', name='ffn_width', variable='ffn.ratio')
@@ -98,7 +124,7 @@ def test_groups_that_differ_in_more_than_asked_are_told(folder):
   found = load([a, b], 'ffn.activation')
   assert (found.mixed, found.besides) == ((), ('train.steps',))
   said = ' '.join(sentences(found))
-  assert 'Groups differ not only in `ffn.activation` but also in `train.steps`: a diff' in said
+  assert '`gelu` is not compared with `relu`: train.steps differs between their cells.' in said
   assert '0.41 M to 1.64 M tokens' in said
 
 

@@ -119,6 +119,40 @@ def test_a_variant_may_hold_several_tokenizers(both):
   assert found.references == {} and not any('n-gram' in note for note in found.notes)
 
 
+def _learn(folder, tokenizer):
+  for cell in folder.glob('cells/*'):
+    (cell / 'tokenizer.json').write_text(json.dumps({'model': tokenizer}))
+
+
+def test_one_setting_learned_on_other_texts_is_another_tokenizer(tmp_path):
+  texts = {'a': 'text:a.txt', 'b': 'text:b.txt'}
+  paths = [
+    write_folder(tmp_path / at, ONE, settings={'data.tokenizer': 'bpe', 'data.source': source})
+    for at, source in texts.items()
+  ]
+  by = 'data.source,ffn.activation'
+  assert load(paths, by).measure is NATS  # negative control: nothing tells them apart
+  for path in paths:
+    _learn(path, 'of one text')
+  assert load(paths, by).measure is NATS  # negative control: learned alike
+  _learn(paths[1], 'of another')
+  found = load(paths, by)
+  assert found.measure is BITS and len(found.variants) == 4
+  assert load(paths[0]).measure is load(paths[1]).measure is NATS  # seeds and variants share it
+
+
+def test_cells_that_have_not_begun_are_cut_as_their_setting_says(tmp_path):
+  path = write_folder(tmp_path / 'a', ONE, waiting=('gelu-seed3',))
+  _learn(path, 'of the text')
+  (waiting,) = path.glob('cells/gelu-seed3-*')
+  (waiting / 'tokenizer.json').unlink()
+  assert load(path).measure is NATS
+  config = waiting / 'config.json'  # negative control
+  was = json.loads(config.read_text())
+  _change(config, data=was['data'] | {'tokenizer': 'byte'})
+  assert load(path).measure is BITS
+
+
 def test_only_unlike_text_is_noted_as_other_data(both):
   assert load(both(), 'data.tokenizer,ffn.activation').notes == ()
   a, b = both()

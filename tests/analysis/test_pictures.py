@@ -161,8 +161,10 @@ def test_a_row_that_is_not_an_evaluation_hides_nothing(run_folder):
 
 def test_spikes_are_marked_and_counted(folders, both):
   curve = next(c for c in curves._curves(both) if c.name == 'relu, 0.008')
-  assert curve.spikes == (250, 300)
-  assert 'Crosses: loss spikes of any seed.' in curves.caption(both)
+  relu = {v.name: v for v in both.variants}['relu, 0.008'].cells[1]
+  own = dict(zip(*relu.series('train/loss'), strict=True))
+  assert curve.spikes == ((250, own[250]), (300, own[300]))  # where the loss was, not the line
+  assert 'Crosses: rows with loss spikes of any seed, at their loss.' in curves.caption(both)
   column = next(c for c in table.columns(both) if c.heading == 'loss spikes')
   assert {v.name: column.show(v) for v in both.variants}['relu, 0.008'] == '2'
   without = load(folders[0])

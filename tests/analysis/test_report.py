@@ -170,12 +170,17 @@ def test_every_column_stands_whole_in_some_table(run_folder, width, long):
   assert '…' not in text
 
 
-def test_smooth_keeps_lines_and_length():
-  ramp = np.arange(40.0)
-  smooth = curves.smooth(ramp)
-  assert len(smooth) == 40
-  np.testing.assert_allclose(smooth[:-2], ramp[:-2])  # centred, hence exact on a straight line
-  assert curves.smooth(np.ones(3)).tolist() == [1, 1, 1]
+def test_smoothing_looks_back_only():
+  line = np.where(np.arange(100) == 50, 9.0, 1.0)
+  np.testing.assert_array_equal(curves.smooth(line), np.ones(100))  # one row up is no slope
+  step = np.where(np.arange(100) < 50, 5.0, 1.0)
+  smooth = curves.smooth(step)
+  assert len(smooth) == 100
+  np.testing.assert_array_equal(smooth[:50], step[:50])  # nothing is drawn before it happens
+  np.testing.assert_array_equal(smooth[53:], step[53:])
+  assert curves.smooth(np.arange(100.0))[-1] == 97  # the end is that of the last five rows
+  few = [5.0, 1.0, 9.0]
+  assert curves.smooth(np.array(few)).tolist() == few
 
 
 def test_labels_are_spread_apart_inside_their_limits():

@@ -193,8 +193,10 @@ class TestMistakes:
         loaded.train_batch(i)
 
   def test_end_past_the_vocabulary(self, make, tmp_path):
+    (tmp_path / 'a.bin').write_bytes(bytes(8))
     assert self.load(make, tmp_path, f'tokens:{tmp_path}/*.bin') == (
-      f'--data.source=tokens:{tmp_path}/*.bin: eos=50256 is not below --model.vocab_size=100'
+      f'--data.source=tokens:{tmp_path}/*.bin: eos=50256 is not below --model.vocab_size=100; name '
+      f"the id that ends documents, as in tokens('{tmp_path}/*.bin', eos=0), or eos=-1 if none does"
     )
 
   def test_no_file(self, make, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,61 @@ def test_a_part_of_what_it_was_trained_on_is_held_out_all_other_text_is_whole(ru
   (folder / 'new.txt').write_text('One document alone.')
   new = evaluate(run, f'--data.source=text:{folder}/new.txt')
   assert new['measured'] == {f'text:{folder}/new.txt': 'whole'} and new['bytes'] == 19
+
+
+@pytest.fixture(scope='module')
+def corp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A run on the text files of a folder."""
+  folder = tmp_path_factory.mktemp('corp')
+  for name in ('a', 'b', 'c'):
+    (folder / f'{name}.txt').write_text(f'The words of {name}.\n' * 400)
+  return train(folder, **{'data.source': f'text:{folder}/*.txt', 'data.tokenizer': 'byte'})
+
+
+def test_text_it_was_trained_on_is_told_by_its_files_however_spelt(corp: Path) -> None:
+  folder, link = corp.parent, corp.parent / 'linked'
+  own = evaluate(corp)
+  link.symlink_to(folder)
+  for glob in (f'{folder}/../{folder.name}/*.txt', f'{folder}/[abc].txt', f'{link}/*.txt'):
+    found = evaluate(corp, f'--data.source=text:{glob}')
+    assert found['measured'] == {f'text:{glob}': 'held-out part'}
+    told = [[{**row, 'part': ''} for row in f['groups']] for f in (found, own)]
+    assert told[0] == told[1]
+  copied = folder / 'copied'  # negative control: other files, to it, are other text
+  copied.mkdir()
+  shutil.copy(folder / 'a.txt', copied)
+  other = evaluate(corp, f'--data.source=text:{copied}/*.txt')
+  assert other['measured'] == {f'text:{copied}/*.txt': 'whole'}
+  assert other['bytes'] == (folder / 'a.txt').stat().st_size
+
+
+def test_text_shared_in_part_or_cut_otherwise_is_refused(corp: Path) -> None:
+  folder = corp.parent.resolve()
+  (folder / 'd.md').write_text('Nobody has seen this.')
+  for source in (f'text:{folder}/a.txt', f'text:{folder}/*.[tm]*', f'jsonl:{folder}/*.txt'):
+    args = (f'--checkpoint={corp}', f'--data.source={source}')
+    ran = processes.run('experiments.evaluate', *args)
+    assert (ran.returncode, ran.stderr) == (
+      2,
+      f'error: --data.source={source}: shares {folder}/a.txt with text:{corp.parent}/*.txt, which '
+      f'the run was trained on; measure the held-out part by '
+      f'--data.source=text:{corp.parent}/*.txt, or everything by --all\n',
+    )
+  everything = evaluate(corp, f'--data.source=text:{folder}/a.txt', '--all')
+  assert everything['bytes'] == (folder / 'a.txt').stat().st_size
+  unseen = evaluate(corp, f'--data.source=text:{folder}/d.md')  # negative control
+  assert unseen['measured'] == {f'text:{folder}/d.md': 'whole'}
+
+
+def test_where_its_own_text_is_gone_that_is_told(corp: Path, tmp_path: Path) -> None:
+  moved = tmp_path / 'run'
+  shutil.copytree(corp, moved)
+  [config] = moved.glob('cells/*/config.json')
+  config.write_text(config.read_text().replace(f'{corp.parent}/*', f'{tmp_path}/gone/*'))
+  (tmp_path / 'new.txt').write_text('One document alone.')
+  found = evaluate(moved, f'--data.source=text:{tmp_path}/new.txt')
+  [how] = found['measured'].values()
+  assert how == f'whole; not compared with text:{tmp_path}/gone/*.txt, which is not here'
 
 
 def test_a_stride_gives_context(run: Path) -> None:

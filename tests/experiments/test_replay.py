@@ -64,7 +64,7 @@ def test_what_cannot_be_repeated_is_told_in_one_line(workdir: Path, tmp_path: Pa
     assert (ran.returncode, ran.stdout) == (2, '')
     return ran.stderr
 
-  assert refused(workdir, '--step=7') == 'error: --step=7: the run has steps 1 to 6\n'
+  assert refused(workdir, '--step=7') == 'error: --step=7: the run has steps 1 to 3\n'
   assert refused(tmp_path) == (
     f'error: --cell={tmp_path}: no config.json in it; give the folder of a run\n'
   )

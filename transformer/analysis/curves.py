@@ -29,7 +29,7 @@ class Curve:
   low: np.ndarray
   high: np.ndarray
   points: list[tuple[int, float]]  # step, mean held-out loss over the seeds that got there
-  spikes: tuple[int, ...]  # steps by which some seed had spikes since the row before
+  spikes: tuple[tuple[int, float], ...]  # a row of some seed with spikes since the one before
 
 
 def caption(results: Results) -> str:
@@ -41,7 +41,7 @@ def caption(results: Results) -> str:
   if len(results.cells) > len(results.variants):
     parts.append('Bands: 95 % interval of the mean over seeds (range below 3 seeds).')
   if any(c.spikes for c in curves):
-    parts.append('Crosses: loss spikes of any seed.')
+    parts.append('Crosses: rows with loss spikes of any seed, at their loss.')
   if len(results.variants) > 1:
     parts.append('Right: the last part of training, enlarged.')
   return ' '.join(p for p in parts if p)
@@ -49,7 +49,7 @@ def caption(results: Results) -> str:
 
 def _what(results: Results) -> str:
   if results.measure is NATS:
-    return 'Training loss (line, running mean) and held-out loss (dots), nats per token.'
+    return 'Training loss (line, running median) and held-out loss (dots), nats per token.'
   return (
     f'Held-out loss at each evaluation, {results.measure.unit}; the training loss is in nats per '
     'token, which do not compare.'
@@ -95,13 +95,15 @@ def _curves(results: Results) -> list[Curve]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-  """Running mean over about a tenth of the points: centred, narrow at the steep start."""
-  n, half = len(values), max(1, len(values) // 20)
-  total = np.concatenate([[0.0], np.cumsum(values)])
-  place = np.arange(n)
-  first = place - np.minimum(half, place)
-  last = place + np.minimum(half, np.minimum(place, n - 1 - place))
-  return (total[last + 1] - total[first]) / (last + 1 - first)
+  """Running median of the last few points, a twentieth of them: of what was, not of what comes.
+
+  A median of three at least, so that one step up is no slope; below 20 points nothing is smoothed.
+  """
+  many = len(values)
+  width = max(3, many // 20)
+  if many < 20:
+    return np.asarray(values, float)
+  return np.array([np.median(values[max(0, i + 1 - width) : i + 1]) for i in range(many)])
 
 
 def _curve(variant: Variant) -> Curve | None:
@@ -117,7 +119,7 @@ def _curve(variant: Variant) -> Curve | None:
   low = np.array([min(s.values) if s.half is None else s.mean - s.half for s in found])
   high = np.array([max(s.values) if s.half is None else s.mean + s.half for s in found])
   cells = [c for c, _ in whole]
-  points, spikes = _held_out(cells, variant.measure.key), _spikes(cells)
+  points, spikes = _held_out(cells, variant.measure.key), _spikes(cells, variant.measure.line)
   return Curve(variant.name, np.asarray(longest), mean, low, high, points, spikes)
 
 
@@ -128,9 +130,14 @@ def _held_out(cells: list[Cell], key: str) -> list[tuple[int, float]]:
   return [(step, float(np.mean([e[step] for e in each]))) for step in steps]
 
 
-def _spikes(cells: list[Cell]) -> tuple[int, ...]:
-  found = (zip(*c.series('train/spikes'), strict=True) for c in cells)
-  return tuple(sorted({step for rows in found for step, count in rows if count}))
+def _spikes(cells: list[Cell], key: str) -> tuple[tuple[int, float], ...]:
+  """(step, its own loss) of every row with a spike; a row without that loss lies between others."""
+  found = []
+  for c in cells:
+    steps, losses = c.series(key)
+    hit = [step for step, count in zip(*c.series('train/spikes'), strict=True) if count]
+    found += [(step, float(np.interp(step, steps, losses))) for step in hit]
+  return tuple(sorted(found))
 
 
 def _draw_curves(ax, curves: list[Curve], start: float, results: Results, theme: Theme) -> None:
@@ -144,9 +151,9 @@ def _draw_curves(ax, curves: list[Curve], start: float, results: Results, theme:
     ax.plot(curve.steps, curve.mean, color=colour, lw=1.5, ls=dash)
     points = np.array([p for p in curve.points if p[0] >= first]).reshape(-1, 2).T
     ax.plot(*points, 'o', ms=4.8, color=colour, mec=theme.paper, mew=0.8, zorder=4, clip_on=False)
-    spikes = [s for s in curve.spikes if s >= first]
-    at = np.interp(spikes, curve.steps, curve.mean)
-    ax.plot(spikes, at, 'x', ms=6.5, color=colour, mew=1.7, zorder=5)
+    spikes = [(s, min(loss, ax.get_ylim()[1])) for s, loss in curve.spikes if s >= first]
+    for at in spikes:  # none is drawn of none: an empty line takes the layout's room
+      ax.plot(*at, 'x', ms=6.5, color=colour, mew=1.7, zorder=5, clip_on=False)
   ax.set_xlabel('step')
 
 
@@ -156,8 +163,13 @@ def _limits(ax, curves: list[Curve], start: float) -> float:
   first = start * end
   values = [loss for c in curves for loss in c.mean[c.steps >= first]]
   values += [loss for c in curves for step, loss in c.points if step >= first]
-  room = 0.06 * (max(values) - min(values)) or 0.1
-  ax.set_ylim(min(values) - room, max(values) + room)
+  low, high = min(values), max(values)
+  spikes = [loss for c in curves for step, loss in c.spikes if step >= first]
+  high = min(
+    max([high, *spikes]), high + 0.5 * (high - low)
+  )  # a wild one must not flatten the rest
+  room = 0.06 * (high - low) or 0.1
+  ax.set_ylim(low - room, high + room)
   ax.set_xlim(first, end)
   return first
 

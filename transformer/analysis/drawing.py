@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from transformer.analysis.results import Results
 from transformer.analysis.theme import Theme
 
 _GAP = 0.062  # between labels, as a share of the axis' height
+_PLACES = {1.0: 0.88, 0.0: 0.12, 0.5: 0.5}  # where a label is aligned -> its centre
+_LABEL = 0.16  # half its width and some air, as a share of the axis
 _DECADES = 8  # an axis over numbers further apart than this factor is logarithmic
 
 
@@ -61,21 +64,38 @@ def spread(values: np.ndarray, gap: float, low: float, high: float) -> np.ndarra
   return np.concatenate([np.full(len(p), np.mean(p)) for p in pools] or [rank]) + rank
 
 
-def reference_lines(ax, results: Results, theme: Theme, unnamed: tuple = ()) -> tuple:
-  """Draws the n-gram references in range; returns their names. `unnamed` get no label."""
+def reference_lines(
+  ax, results: Results, theme: Theme, unnamed: tuple = (), points: Sequence = ()
+) -> tuple:
+  """Draws the n-gram references in range; returns their names. `unnamed` get no label.
+
+  points: (x, variant) that a label keeps away from: it stands at the end with more room.
+  """
   from matplotlib.patheffects import withStroke
 
-  right, (low, high) = ax.get_xlim()[1], ax.get_ylim()
+  low, high = ax.get_ylim()
   found = {n: results.references.get(n) for n in ('unigram', 'bigram')}
   found = {n: value for n, value in found.items() if value is not None and low < value < high}
   for name, value in found.items():
     ax.axhline(value, color=theme.faint, lw=1, ls=(0, (5, 3)), zorder=1)
     if name not in unnamed:
       halo = [withStroke(linewidth=2.5, foreground=theme.paper)]
-      ax.annotate(f'{name} count {formats.loss(value, 2)}', (right, value), (-4, 2), ha='right',
+      near = [ax.transAxes.inverted().transform(ax.transData.transform((x, v.loss.mean)))[0]
+              for x, v in points if abs(v.loss.mean - value) < 0.15 * (high - low)]  # fmt: skip
+      side = _freest(near)
+      ax.annotate(f'{name} count {formats.loss(value, 2)}', (side, value), (4 - 8 * side, 2),
+                  xycoords=ax.get_yaxis_transform(), ha=('left', 'center', 'right')[int(2 * side)],
                   textcoords='offset points', size=8.5, color=theme.faint, zorder=6,
                   path_effects=halo)  # fmt: skip
   return tuple(found)
+
+
+def _freest(near: list[float]) -> float:
+  """1, 0 or .5, the share of the axis where a label is furthest from points at these shares."""
+  if not near:
+    return 1.0
+  away = {at: min(abs(x - centre) for x in near) for at, centre in _PLACES.items()}
+  return next((at for at, room in away.items() if room > _LABEL), max(away, key=away.get))
 
 
 def number_axis(ax, values: dict[float, str], name: str) -> None:

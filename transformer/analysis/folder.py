@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
@@ -91,7 +92,15 @@ def _read_cell(workdir: Path, entry: dict, notes: list[str]) -> Cell:
     failure=failed if state == 'failed' else {},
     progress=read['heartbeat'],
     rows=rows,
+    tokenizer=_digest(folder / 'tokenizer.json'),
   )
+
+
+def _digest(path: Path) -> str:
+  try:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+  except OSError:
+    return ''
 
 
 def _read_json(path: Path, notes: list[str]) -> dict:
@@ -146,7 +155,8 @@ def _files(cell: Cell) -> Hashable:
 
 def _cut(cell: Cell) -> Hashable:
   """How text becomes rows of tokens."""
-  return tuple(plain_setting(cell.config, k) for k in ('data.tokenizer', 'data.seq_len'))
+  tokenizer = cell.tokenizer or plain_setting(cell.config, 'data.tokenizer')
+  return tokenizer, plain_setting(cell.config, 'data.seq_len')
 
 
 def _versions(cells: Iterable[Cell], key: str, like: Callable[[Cell], Hashable]) -> list[str]:

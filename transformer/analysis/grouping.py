@@ -39,48 +39,69 @@ def parse(text: str) -> tuple[str, ...]:
   return names
 
 
-def regroup(
-  cells: Iterable[Cell], by: tuple[str, ...], notes: list[str]
-) -> tuple[list[Cell], dict[str, tuple[str, ...]]]:
-  """The cells, named by their values of `by`; and variant -> those values.
+@dataclasses.dataclass(frozen=True)
+class Groups:
+  """Cells whose variants are named by their values of settings."""
+
+  cells: list[Cell]
+  values: dict[str, tuple[str, ...]]  # variant -> its values, as text
+  names: dict[tuple, str]  # values themselves -> variant
+
+
+def regroup(cells: Iterable[Cell], by: tuple[str, ...], notes: list[str]) -> Groups:
+  """The cells, named by their values of `by`.
 
   Cells without a config that can be read are left out and noted.
   """
-  found, told, without = [], {}, []
+  found, without = [], []
   for cell in cells:
-    try:
-      own = values(cell.config, by, _origin(cell)) if cell.config else None
-    except UserError as error:
-      notes.append(f'`{cell.name}` left out: {error}')
-      continue
-    if own is None:
+    if not cell.config:
       without.append(f'`{cell.name}`')
       continue
-    told[', '.join(own)] = own
-    found.append(dataclasses.replace(cell, variant=', '.join(own)))
+    try:
+      found.append((cell, values(cell.config, by, _origin(cell))))
+    except UserError as error:
+      notes.append(f'`{cell.name}` left out: {error}')
   if without:
     notes.append(
       f'left out, as no config.json tells their settings yet: {formats.listing(without, most=6)}'
     )
-  return found, told
+  distinct = list(dict.fromkeys(own for _, own in found))
+  texts = list(zip(*map(_texts, zip(*distinct, strict=True)), strict=True))
+  names = {own: ', '.join(text) for own, text in zip(distinct, texts, strict=True)}
+  return Groups(
+    [dataclasses.replace(cell, variant=names[own]) for cell, own in found],
+    dict(zip(names.values(), texts, strict=True)),
+    names,
+  )
 
 
 def _origin(cell: Cell) -> str:
   return str(cell.folder / 'config.json')
 
 
-def values(config: dict, by: tuple[str, ...], origin: str) -> tuple[str, ...]:
+def values(config: dict, by: tuple[str, ...], origin: str) -> tuple[Any, ...]:
   """What a nested config says of these settings; raises UserError naming `origin`."""
   known = Config.from_json(config, origin)
-  return tuple(value_text(_value(known, path)) for path in by)
+  return tuple(_value(known, path) for path in by)
 
 
 def _value(config: Config, path: str) -> Any:
-  """A setting, or an argument of the variant in a slot; None if that variant has no such one."""
+  """A setting, or an argument of the variant in a slot: a number, or a text that tells it."""
   if path in SETTINGS:
-    return config.get(path)
-  slot, _, name = path.rpartition('.')
-  return getattr(spec.parse(slot, config.get(slot)), name, None)
+    value = config.get(path)
+  else:
+    slot, _, name = path.rpartition('.')
+    value = getattr(spec.parse(slot, config.get(slot)), name, None)
+  number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return value if number else value_text(value)
+
+
+def _texts(column: Iterable[Any]) -> list[str]:
+  """Values as text: of numbers six digits, or all where those would not keep them apart."""
+  column = list(column)
+  texts = [value_text(value) for value in column]
+  return texts if len(set(texts)) == len(set(column)) else [str(value) for value in column]
 
 
 def value_text(value: Any) -> str:
@@ -93,14 +114,14 @@ def value_text(value: Any) -> str:
 
 
 def same_text(text: str) -> str:
-  """A group's name as it may be typed, '0.0080,relu', as regroup() writes it."""
+  """A group's name as it may be typed, '0.0080,relu', in one spelling."""
   parts = (part.strip() for part in text.split(','))
   return ', '.join(_plain_number(part) for part in parts)
 
 
 def _plain_number(text: str) -> str:
   try:
-    return text if text.isdecimal() else value_text(float(text))
+    return repr(float(text))
   except ValueError:
     return text
 
@@ -111,13 +132,14 @@ def differing(
   """Settings beside `by` and the seed that differ within a variant, and only between variants."""
   groups: dict[str, list[dict]] = {}
   for cell in cells:
+    if not cell.config:
+      continue
     try:
       config = Config.from_json(cell.config, _origin(cell))
       found = result_settings(config, ('seed',))
     except UserError:  # of other code: regroup() has told it, or nothing is grouped
       continue
-    if cell.config:
-      groups.setdefault(cell.variant, []).append(found)
+    groups.setdefault(cell.variant, []).append(found)
   within = set().union(*(_differing(group) for group in groups.values()))
   between = _differing([c for group in groups.values() for c in group]) - within
   if match in ('params', 'flops') or set(by) & set(_WIDTHS):

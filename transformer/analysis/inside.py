@@ -129,16 +129,21 @@ def _draw_layers(ax, variant: Variant, name: str, look: Look, alpha: float, them
 
 
 def _dress(ax, name: str) -> None:
-  from matplotlib.ticker import MaxNLocator
+  from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 
   ax.set_title(heading(name), size=9.5, pad=5, weight='normal')
   ax.set_xlabel('layer', size=8.5)
   ax.tick_params(labelsize=8)
   values = [y for line in ax.lines for y in line.get_ydata()]
+  bands = [y for band in ax.collections for path in band.get_paths() for y in path.vertices[:, 1]]
   if min(values) > 0 and max(values) >= 30 * min(values):
     ax.set_yscale('log')
+    ax.set_ylim(max(min(bands), min(values) / 10) / 1.3, 1.3 * max(bands))
+    ax.yaxis.set_major_locator(LogLocator(numticks=5))
+    ax.yaxis.set_major_formatter(LogFormatterSciNotation())
+    ax.yaxis.set_minor_formatter(NullFormatter())
   elif heading(name).endswith('(share)'):
-    ax.set_ylim(0, max(1.1 * max(values), 0.01))
+    ax.set_ylim(0, max(1.08 * max(bands), 0.01))
   xs = [x for line in ax.lines for x in line.get_xdata()]
   ax.set_xlim(min(xs) - 0.3, max(xs) + 0.3)
   ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

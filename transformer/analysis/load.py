@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformer import plugin
 from transformer.analysis import folder, formats, grouping, stats
+from transformer.analysis.comparable import Comparison
 from transformer.analysis.folder import Folder
 from transformer.analysis.measures import NATS, Measure
 from transformer.analysis.results import Cell, Results, Variant, losses, measure
@@ -32,73 +34,117 @@ def load(
   paths = _paths(workdirs)
   notes: list[str] = []
   folders = [folder.read(path, notes) for path in paths]
-  cells = [cell for f in folders for cell in f.cells]
-  compared = bool(by) or len(folders) > 1
-  if compared:
-    _load_plugins(cells, notes)
-  names = grouping.parse(by) if by else _variable(folders)
-  if by:
-    cells, values = grouping.regroup(cells, names, notes)
-    if not cells:
-      raise UserError(f'--by={by}: no cell in {_listed(paths)} has a config.json that tells it')
-  else:
-    values = {c.variant: (c.variant,) if names else () for c in cells}
-  if compared:
-    cells = _once(cells, notes)
-  if not by:
-    _refuse_twice(cells, paths)
-  match = _match(folders)
-  mixed, besides = grouping.differing(cells, names, match) if compared else ((), ())
+  compared = _regrouped(by, folders, notes) if by else _as_asked(folders, notes)
+  cells, match = compared.cells, _match(folders)
+  merged = bool(by) or len(folders) > 1
+  mixed, besides = grouping.differing(cells, compared.by, match) if merged else ((), ())
   judged = measure(cells)
-  return _results(
-    cells,
-    values,
-    judged,
-    _baseline(baseline, _own_baseline(folders, names if by else ()), cells, compared),
-    workdirs=paths,
+  references = _references(folders, notes) if judged is NATS else {}
+  notes += [*_mixed(mixed), *folder.mixtures(cells), *folder.lossy(cells, judged)]
+  told = _told(folders)
+  if by:
+    told['question'] = f'Held-out loss by {formats.listing(list(compared.by))}'
+  return Results(
+    **told,
+    **_outcome(
+      compared,
+      _baseline(baseline, compared, merged),
+      judged,
+      Comparison(folders, compared.by, settings=merged),
+    ),
     out=Path(out) if out else paths[0] if len(paths) == 1 else paths[0].parent / 'merged',
-    name=' + '.join(dict.fromkeys(f.name for f in folders)),
-    question=f'Held-out loss by {formats.listing(list(names))}'
-    if by
-    else _same(folders, 'question'),
-    by=names,
     regrouped=bool(by),
     match=match,
-    absorb=_same(folders, 'absorb'),
-    command=folders[0].get('command') if len(folders) == 1 else '',
-    base=folders[0].base,
-    references=_references(folders, notes) if judged is NATS else {},
+    references=references,
     mixed=mixed,
     besides=besides,
-    notes=(*notes, *_mixed(mixed), *folder.mixtures(cells), *folder.lossy(cells, judged)),
+    notes=tuple(notes),
   )
 
 
-def _results(
-  cells: list[Cell],
-  values: dict[str, tuple[str, ...]],
-  judged: Measure,
-  baseline: str,
-  **told: Any,
-) -> Results:
-  """Compares the variants that the cells name."""
+@dataclass(frozen=True)
+class _Compared:
+  """The cells, each named by its variant."""
+
+  by: tuple[str, ...]  # the settings that tell variants apart; () for single runs
+  cells: list[Cell]
+  values: dict[str, tuple[str, ...]]  # variant -> its values of them, as text
+  baseline: str  # where none is asked for; may name no variant
+
+
+def _as_asked(folders: list[Folder], notes: list[str]) -> _Compared:
+  """As the experiments compare them, which have to vary the same setting."""
+  cells = [cell for f in folders for cell in f.cells]
+  if len(folders) > 1:
+    _load_plugins(cells, notes)
+  names = _variable(folders)
+  if len(folders) > 1:
+    cells = _once(cells, notes)
+    _refuse_twice(cells, folders)
+  values = {c.variant: (c.variant,) if names else () for c in cells}
+  return _Compared(names, cells, values, folders[0].get('baseline'))
+
+
+def _regrouped(by: str, folders: list[Folder], notes: list[str]) -> _Compared:
+  """By the values of settings; the baseline is the group of the first experiment's base."""
+  cells = [cell for f in folders for cell in f.cells]
+  _load_plugins(cells, notes)
+  names = grouping.parse(by)
+  groups = grouping.regroup(cells, names, notes)
+  if not groups.cells:
+    where = _listed(folders)
+    raise UserError(f'--by={by}: no cell in {where} has a config.json that tells it')
+  first = folders[0]
+  try:
+    own = grouping.values(first.base, names, str(first.path / 'resolved.json'))
+  except UserError:  # of other code
+    own = ()
+  return _Compared(names, _once(groups.cells, notes), groups.values, groups.names.get(own, ''))
+
+
+def _told(folders: list[Folder]) -> dict[str, Any]:
+  """What the experiments themselves say, where they agree."""
+  first = folders[0]
+  return dict(
+    workdirs=tuple(f.path for f in folders),
+    name=' + '.join(dict.fromkeys(f.name for f in folders)),
+    question=_same(folders, 'question'),
+    absorb=_same(folders, 'absorb'),
+    command=first.get('command') if len(folders) == 1 else '',
+    base=first.base,
+  )
+
+
+def _outcome(
+  compared: _Compared, baseline: str, judged: Measure, comparison: Comparison
+) -> dict[str, Any]:
+  """The variants, and how they differ from the baseline."""
   groups: dict[str, list[Cell]] = {}
-  for cell in cells:
+  for cell in compared.cells:
     groups.setdefault(cell.variant, []).append(cell)
   found = {name: losses(group, judged) for name, group in groups.items()}
   others = [name for name in groups if name != baseline]
-  differences = stats.compare(found, [(name, baseline) for name in others] if baseline else [])
-  return Results(
+  base = groups[baseline or next(iter(groups))]
+  obstacles = {name: comparison.obstacle(group, base) for name, group in groups.items()}
+  alike = [name for name in others if not obstacles[name]]
+  differences = stats.compare(found, [(name, baseline) for name in alike] if baseline else [])
+  if baseline:
+    differences |= {
+      (name, baseline): stats.not_compared(name, baseline, obstacles[name])
+      for name in others
+      if obstacles[name]
+    }
+  return dict(
+    by=compared.by,
     baseline=baseline,
-    cells=tuple(cells),
+    cells=tuple(compared.cells),
     variants=tuple(
-      Variant(name, values[name], tuple(group), differences.get((name, baseline)), judged)
+      Variant(name, compared.values[name], tuple(group), differences.get((name, baseline)), judged)
       for name, group in groups.items()
     ),
-    leaders=stats.indistinguishable(found, others),
+    leaders=stats.indistinguishable(found, alike),
     outliers=stats.outliers(found, judged.far),
     measure=judged,
-    **told,
   )
 
 
@@ -123,8 +169,8 @@ def _load_plugins(cells: list[Cell], notes: list[str]) -> None:
       notes.append(str(error))
 
 
-def _listed(paths: Sequence[Path]) -> str:
-  return formats.listing([str(p) for p in paths])
+def _listed(folders: list[Folder]) -> str:
+  return formats.listing([str(f.path) for f in folders])
 
 
 def _variable(folders: list[Folder]) -> tuple[str, ...]:
@@ -160,16 +206,16 @@ def _once(cells: list[Cell], notes: list[str]) -> list[Cell]:
   return list(found.values())
 
 
-def _refuse_twice(cells: list[Cell], paths: Sequence[Path]) -> None:
+def _refuse_twice(cells: list[Cell], folders: list[Folder]) -> None:
   """One seed of one variant in two folders, with other settings, is no pair and no mean."""
   found: dict[tuple[str, int], Cell] = {}
   for cell in cells:
     other = found.setdefault((cell.variant, cell.seed), cell)
-    if len(paths) > 1 and other is not cell:
+    if other is not cell:
       differ, _ = grouping.differing([other, cell], (), '')
       what = formats.listing(list(differ)) or 'something'
       raise UserError(
-        f'--workdir: {_listed(paths)} both hold {cell.variant} with seed {cell.seed}, but {what} '
+        f'--workdir: {_listed(folders)} both hold {cell.variant} with seed {cell.seed}, but {what} '
         f'differs; compare by it, as in --by={",".join(differ) or "optim.learning_rate"}'
       )
 
@@ -186,27 +232,17 @@ def _same(folders: list[Folder], key: str) -> str:
   return found.pop() if len(found) == 1 else ''
 
 
-def _own_baseline(folders: list[Folder], by: tuple[str, ...]) -> str:
-  """What the first folder's experiment compares with; regrouped, the group of its settings."""
-  if not by:
-    return folders[0].get('baseline')
-  try:
-    return ', '.join(grouping.values(folders[0].base, by, str(folders[0].path / 'resolved.json')))
-  except UserError:  # of other code
-    return ''
-
-
-def _baseline(asked: str, own: str, cells: list[Cell], compared: bool) -> str:
+def _baseline(asked: str, compared: _Compared, merged: bool) -> str:
   """The variant compared with: as asked, else the experiment's own, else the first if any must."""
-  names = list(dict.fromkeys(c.variant for c in cells))
+  names = list(dict.fromkeys(c.variant for c in compared.cells))
   if asked:
     plain = {grouping.same_text(name): name for name in names}
     if (found := plain.get(grouping.same_text(asked))) is None:
       raise UserError(f'--baseline={asked}: no such group{nearest(asked, map(repr, names))}')
     return found
-  if own in names:
-    return own
-  return names[0] if compared and len(names) > 1 else ''
+  if compared.baseline in names:
+    return compared.baseline
+  return names[0] if merged and len(names) > 1 else ''
 
 
 def _references(folders: list[Folder], notes: list[str]) -> dict:

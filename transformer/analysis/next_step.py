@@ -7,12 +7,13 @@ import shlex
 import statistics
 from dataclasses import dataclass
 
-from transformer.analysis import formats, stats
+from transformer.analysis import formats, learned, stats
 from transformer.analysis.results import Cell, Results
 
 AIM = 8  # paired seeds: what differences of half a percent take
 MOST = 16  # more seeds than this are asked only where nothing less helps
 LONGER = 4  # times the tokens
+_AT_ONCE = 'no good step before'  # as the trainer says where not even the first step was finite
 
 
 @dataclass(frozen=True)
@@ -28,26 +29,41 @@ def suggest(results: Results) -> list[Step]:
   """Finishing what is open first, then more seeds where they help, then a larger budget."""
   if not results.command:
     return []
-  diverged = [c for c in results.cells if c.failure.get('cause') == 'non-finite']
-  left = [c for c in results.cells if c.state != 'done' and c not in diverged]
-  steps = []
-  if diverged:
-    steps += _lower_rate(results)
+  broken = [c for c in results.cells if c.failure.get('cause') == 'non-finite']
+  overflowed = [c for c in broken if _AT_ONCE in str(c.failure.get('message'))]
+  left = [c for c in results.cells if c.state != 'done' and c not in broken]
+  lost = learned.risen(results)
+  steps = [*_replay(overflowed), *_lower_rate(results, len(broken) > len(overflowed), bool(lost))]
   if left:
     count = f'{len(left)} cell{"s" if len(left) > 1 else ""}'
     why = f'Finish the {count} still open or failed; what is done is not computed again.'
     steps.append(Step(why, results.command, _cost(results, [(c, 1, 1) for c in left])))
   if len(results.variants) > 1 and results.done:
     steps += _more_seeds(results)
-  if results.done:
+  learning = [v for v in results.variants if v.loss.n and v not in lost]
+  if len(learning) >= min(2, len(results.variants)):  # of one alone there is no order to hold
     steps += _longer(results)
   return steps
 
 
-def _lower_rate(results: Results) -> list[Step]:
+def _replay(overflowed: list[Cell]) -> list[Step]:
+  """For a cell that had no good step: the rate had no part in that."""
+  if not overflowed:
+    return []
+  many = len(overflowed)
+  who = f'`{overflowed[0].name}`' + (f' and {many - 1} more' if many > 1 else '')
+  why = (
+    f'{who} failed at the very first step: the model itself overflows at the weights it begins '
+    'with, whatever the rate. See which tensor does.'
+  )
+  command = shlex.join(['python', '-m', 'experiments.replay', f'--cell={overflowed[0].folder}'])
+  return [Step(why, command, '1 step of 1 cell')]
+
+
+def _lower_rate(results: Results, diverged: bool, lost: bool) -> list[Step]:
   """Half the rate, for all variants: at the same one the diverged cells would diverge again."""
   rates = results.settings('optim.learning_rate')
-  if not rates:
+  if not rates or not (diverged or lost) or 'optim.learning_rate' in results.by:
     return []
   flags = {
     'optim.learning_rate': f'{rates[-1] / 2:.3g}',
@@ -55,6 +71,12 @@ def _lower_rate(results: Results) -> list[Step]:
   }
   cost = _cost(results, [(c, 1, 1) for c in results.cells])
   why = 'Cells diverged, and would again at this learning rate: halve it, for all variants.'
+  if not diverged:
+    why = (
+      'A loss ended above what counting tokens gives: halve the learning rate, for all variants.'
+    )
+  if len(results.variants) == 1:
+    why = why.replace(', for all variants', '')
   return [Step(why, with_flags(results.command, flags), cost)]
 
 
@@ -70,15 +92,16 @@ def _more_seeds(results: Results) -> list[Step]:
     (v.cells[0], 1, n * (wanted - len(v.seeds)))
     for v, n in zip(results.variants, many, strict=True)
   ]
-  why = f'{wanted} paired seeds in place of {asked}, to part what is tied; done cells are kept.'
+  aim = 'to part what is tied' if _ties(results) else 'for a verdict'
+  why = f'{wanted} paired seeds in place of {asked}, {aim}; done cells are kept.'
   return [Step(why, with_flags(results.command, flags), _cost(results, new))]
 
 
 def _wanted_seeds(results: Results, asked: int) -> int | None:
   """Seeds that would settle the ties within MOST, or the easiest one; None if none can be."""
-  ties = [d for d in (v.difference for v in results.variants) if d and d.verdict == 'tie']
-  settles = [d.settle for d in ties if d.settle and not math.isinf(d.settle)]
-  if asked < stats.MIN_SEEDS + 2 and (ties or len(results.leaders) != 1):
+  found = [v.difference for v in results.variants if v.difference]
+  settles = [d.settle for d in found if d.verdict == 'tie' and d.settle and math.isfinite(d.settle)]
+  if asked < stats.MIN_SEEDS + 2 and (_ties(results) or _too_few(results)):
     settles.append(AIM)
   settles = [math.ceil(s) for s in settles if s > asked]
   if not settles:
@@ -87,9 +110,20 @@ def _wanted_seeds(results: Results, asked: int) -> int | None:
   return max(within) if within else min(settles)
 
 
+def _ties(results: Results) -> bool:
+  tied = any(v.difference and v.difference.verdict == 'tie' for v in results.variants)
+  return tied or len(results.leaders) > 1
+
+
+def _too_few(results: Results) -> bool:
+  """Whether there is something to compare for which the seeds asked for are too few."""
+  asked = [v for v in results.variants if v.loss.n and not (v.difference and v.difference.obstacle)]
+  return len(asked) > 1 and any(len(v.seeds) < stats.MIN_SEEDS for v in asked)
+
+
 def _longer(results: Results) -> list[Step]:
   steps = results.setting('train.steps')
-  if not steps or 'train.steps' in results.by:
+  if not steps or 'train.steps' in results.by or learned.origin(results):
     return []
   folder = f'{results.workdirs[0]}-{LONGER}x'
   flags = {'train.steps': str(LONGER * steps), 'workdir': folder}

@@ -8,7 +8,7 @@ from transformer.analysis import curves, formats, inside, sweep
 from transformer.analysis.grid import grid
 from transformer.analysis.results import Results, Variant
 from transformer.analysis.theme import Plot, Theme, both
-from transformer.analysis.verdict import unmatched
+from transformer.analysis.verdict import not_compared, unmatched
 
 NAMES = ('loss', 'differences', 'variable', 'inside')  # of all there may be
 _MOST = 40  # rows of differences
@@ -42,11 +42,13 @@ def _rows(results: Results) -> list[Variant]:
 def _differences_caption(results: Results) -> str:
   rows = _rows(results)
   some = f' The best {_MOST}.' if len(rows) == _MOST < len(results.variants) - 1 else ''
+  unlike = formats.listing([results.label(v.name) for v in not_compared(results)], most=8)
+  lost = f' Not comparable, and not shown: {unlike}.' if unlike else ''
   return (
     f'Held-out loss minus that of {results.label(results.baseline)} at the same seed, '
     f'{results.measure.unit}: mean with 95 % t interval, and every seed as a small dot. Left of '
     'zero is better; blue is better and orange worse after Holm’s correction, grey is a '
-    f'tie.{some} {unmatched(results)}'
+    f'tie.{some}{lost} {unmatched(results)}'
   ).strip()
 
 

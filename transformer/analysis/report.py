@@ -161,7 +161,7 @@ def console(results: Results, console) -> None:
     console.print(Padding(_styled(sentence), (0, 0, 0, 2), expand=False))
   for step in next_step.suggest(results):
     console.print()
-    console.print(Text('Next: ', style='bold') + Text(f'{step.why} {step.cost}.'))
+    console.print(Text('Next: ', style='bold') + _styled(f'{step.why} {step.cost}.'))
     # soft_wrap keeps the command on one logical line, so that it can be copied
     console.print(Text(f'  {step.command}'), soft_wrap=True)
   for cell in results.by_state('failed'):

@@ -33,12 +33,19 @@ class Cell:
   failure: dict = field(repr=False)  # failed.json
   progress: dict = field(repr=False)  # heartbeat.json
   rows: tuple[dict, ...] = field(repr=False)  # metrics.jsonl
+  tokenizer: str = field(repr=False)  # digest of tokenizer.json; '' if there is none (yet)
 
   @property
   def text(self) -> tuple:
     """What tells its text from another, however it is tokenized; () where nothing does."""
     told = self.provenance.get('data') or {}
     return tuple((key, told[key]) for key in _TEXT if key in told)
+
+  def total(self, key: str) -> int:
+    """A count of done.json; of a cell that is not finished, the sum over its rows."""
+    if is_number(found := self.result.get(key)):
+      return int(found)
+    return int(sum(self.series(f'train/{key}')[1])) if self.state != 'done' else 0
 
   def series(self, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric; rows without it or where it is not finite are left out."""
@@ -82,9 +89,8 @@ class Variant:
     return stats.sample(_mean(values) for values in found.values())
 
   def total(self, key: str) -> int:
-    """Sum of a count of done.json over the finished cells."""
-    found = (c.result.get(key) for c in self.done)
-    return int(sum(v for v in found if is_number(v)))
+    """Sum of a count over all cells: of done.json, or as far as the rows of one tell it."""
+    return sum(c.total(key) for c in self.cells)
 
   def asked(self, key: str) -> Any:
     """'params', 'd_ff', 'ratio', … of experiment.json; None if not written, or not the same."""
@@ -97,8 +103,7 @@ def measure(cells: Sequence[Cell]) -> Measure:
 
   Raises UserError where a finished cell would have to tell those and cannot.
   """
-  tokenizers = {plain_setting(c.config, 'data.tokenizer') for c in cells if c.config}
-  if len(tokenizers - {None}) < 2:
+  if len(_tokenizers(cells)) < 2:
     return NATS
   for cell in cells:
     if cell.state == 'done' and not is_number(cell.result.get(BITS.key)):
@@ -107,6 +112,13 @@ def measure(cells: Sequence[Cell]) -> Measure:
         'different tokenizers do not compare; leave its experiment out'
       )
   return BITS
+
+
+def _tokenizers(cells: Sequence[Cell]) -> set[str]:
+  """By what was learned, as one setting learns another of each text; by setting before that."""
+  made = {plain_setting(c.config, 'data.tokenizer') for c in cells if c.tokenizer}
+  settings = {plain_setting(c.config, 'data.tokenizer') for c in cells if not c.tokenizer}
+  return {c.tokenizer for c in cells if c.tokenizer} | (settings - made - {None})
 
 
 def losses(cells: Sequence[Cell], measure: Measure) -> dict[int, float]:

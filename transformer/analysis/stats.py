@@ -50,10 +50,13 @@ class Difference:
   p_flip: float | None  # exact sign-flip test, where it can fall under .05
   p_holm: float | None  # p after Holm's correction over the comparisons made together
   settle: float | None  # see seeds_to_settle
+  obstacle: str = ''  # why no difference is made, 'train.steps differs'
 
   @property
   def verdict(self) -> str:
-    """'better', 'worse' or 'tie' by p_holm < .05; 'too few seeds' where there is no test."""
+    """'better', 'worse' or 'tie' by p_holm < .05; else why there is no test."""
+    if self.obstacle:
+      return f'not comparable: {self.obstacle}'
     if self.p_holm is None:
       return 'too few seeds'
     if self.p_holm >= LEVEL:
@@ -168,6 +171,11 @@ def compare(
   found = {pair: _difference(losses, *pair) for pair in pairs}
   adjusted = holm({pair: d.p for pair, d in found.items() if d.p is not None}, len(found))
   return {pair: replace(d, p_holm=adjusted.get(pair)) for pair, d in found.items()}
+
+
+def not_compared(left: str, right: str, obstacle: str) -> Difference:
+  """In place of a difference that would say nothing."""
+  return Difference(left, right, (), sample(()), None, None, None, None, obstacle)
 
 
 def _difference(losses: Mapping, left: str, right: str) -> Difference:

@@ -8,7 +8,7 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif; }
-main { max-width: 66rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 70rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1.5rem; letter-spacing: -.01em; }
 h2 { font-size: 1.15rem; margin: 2.75rem 0 .75rem; padding-top: .9rem;
   border-top: 1px solid var(--line); }
@@ -28,13 +28,13 @@ code, pre { font-family: ui-monospace, 'SF Mono', Menlo, Consolas, 'Liberation M
 pre { background: var(--well); border-radius: 8px; padding: .7rem .9rem; overflow-x: auto;
   margin: .4rem 0; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums;
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums;
   width: 100%; }
-th, td { padding: .45rem .55rem; text-align: right; white-space: nowrap;
+th, td { padding: .4rem .35rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--faint); vertical-align: bottom; line-height: 1.3;
-  white-space: normal; min-width: 3.6rem; }
-th.text, td.text { text-align: left; }
+  white-space: normal; min-width: 2.6rem; }
+th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 4rem; }
 tbody th { color: var(--ink); white-space: nowrap; vertical-align: middle; }
 th:first-child { position: sticky; left: 0; background: inherit; }
 thead tr, tbody tr { background: var(--paper); }

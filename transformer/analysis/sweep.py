@@ -57,7 +57,7 @@ def grid_caption(results: Results) -> str:
   far = 'Means far above the rest are off the picture. ' if _top(shown) is not None else ''
   return (
     f'Held-out loss against {g.x}, a line for each {g.other}: mean over seeds with 95 % t '
-    f'interval; rings and numbers: the best of each line. {some}{lost}{far}'
+    f'interval; rings: the best of each line. {some}{lost}{far}'
     f'{unmatched(results)}'
   ).strip()
 
@@ -65,7 +65,7 @@ def grid_caption(results: Results) -> str:
 def draw_grid(figure, results: Results, theme: Theme) -> None:
   g = grid(results)
   shown, look = _shown(results, g), looks(results, theme)
-  figure.set_size_inches(8.4, max(4.3, 1.2 + 0.27 * len(shown)))
+  figure.set_size_inches(8.4, max(4.8, 1.7 + 0.32 * len(shown)))
   ax = figure.add_subplot()
   at = results.by.index(g.x)
   number_axis(ax, {x: v.values[at] for line in g.lines for x, v in line.points}, g.x)
@@ -74,13 +74,14 @@ def draw_grid(figure, results: Results, theme: Theme) -> None:
   for i, line in enumerate(shown):
     aside, own = step * (i - (len(shown) - 1) / 2), look[line.points[0][1].name]
     _draw_line(ax, line, own, shifted(ax, aside), theme)
-    ends.append(_end(line, at, own, aside))
+    ends.append(_end(line, own, aside))
   ax.set_ylim(*_limits(shown))
   ax.set_title(f'Held-out loss against {g.x}')
   ax.set_ylabel(results.measure.unit)
   _mark_lost(ax, [(line, look[line.points[0][1].name]) for line in shown])
+  _legend(ax, [(line, look[line.points[0][1].name]) for line in shown], at)
   label_ends(ax, ends, away=16)
-  reference_lines(ax, results, theme)
+  reference_lines(ax, results, theme, points=[p for line in shown for p in line.shown])
 
 
 def _draw_line(ax, line: Line, look: Look, beside, theme: Theme) -> None:
@@ -94,6 +95,25 @@ def _draw_line(ax, line: Line, look: Look, beside, theme: Theme) -> None:
   x, best = line.best
   ax.plot(x, best.loss.mean, 'o', ms=10.5, mfc='none', mec=look.colour, mew=1.6, zorder=5,
           transform=beside)  # fmt: skip
+
+
+def _legend(ax, lines: list[tuple[Line, Look]], at: int) -> None:
+  """The best of each line, below the axes where no point is."""
+  from matplotlib.lines import Line2D
+
+  how = dict(marker='o', mfc='none', mew=1.6, ms=8, lw=0)
+  handles = [
+    Line2D([], [], color=look.colour, label=_best(line, at), **how) for line, look in lines
+  ]
+  widest = max(len(h.get_label()) for h in handles)
+  ax.figure.legend(handles=handles, loc='outside lower left', title='best of each line',
+                   ncols=max(1, int(100 / (widest + 8))), frameon=False, fontsize=9,
+                   title_fontsize=9, alignment='left', handletextpad=0.3)  # fmt: skip
+
+
+def _best(line: Line, at: int) -> str:
+  _, best = line.best
+  return f'{line.name}  {formats.loss(best.loss.mean)} at {best.values[at]}'
 
 
 def _lost(line: Line) -> list[float]:
@@ -131,7 +151,6 @@ def _limits(lines: list[Line]) -> tuple[float, float]:
   return low - room, high + room
 
 
-def _end(line: Line, at: int, look: Look, aside: float) -> End:
-  (x, last), (_, best) = line.shown[-1], line.best
-  text = f'{line.name}  {formats.loss(best.loss.mean)} at {best.values[at]}'
-  return End(x, last.loss.mean, text, look.colour, aside)
+def _end(line: Line, look: Look, aside: float) -> End:
+  x, last = line.shown[-1]
+  return End(x, last.loss.mean, line.name, look.colour, aside)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from transformer.analysis import formats, grid, stats
+from transformer.analysis import comparable, formats, grid, learned, stats
 from transformer.analysis.measures import BITS, NATS
 from transformer.analysis.results import Cell, Results, Variant
 
@@ -35,8 +35,10 @@ def answer(results: Results) -> Answer:
     found = _without_baseline(results)
   else:
     found = _against_baseline(results)
-  details = [*_measure(results), *grid.sentences(results), *found[1:], *_references(results)]
-  details += [*_doubts(results), _caveat(results)]
+  unlike = not_compared(results)
+  details = [*comparable.sentences(results), *_measure(results)]
+  details += [*([] if unlike else grid.sentences(results)), *found[1:]]
+  details += [*learned.sentences(results), *_doubts(results), _caveat(results)]
   unit = f', in held-out {results.measure.unit}' if results.baseline else ''
   return Answer(f'At {conditions(results)}{unit}', found[0], tuple(details))
 
@@ -51,7 +53,13 @@ def conditions(results: Results) -> str:
   """'d_model 96, 2 layers, … fixed learning rate 0.008': shape, budget, seeds and tuning."""
   parts = [_d_model(results)]
   parts += _settings(results, (('model.num_layers', '{} layers'), ('data.seq_len', 'context {}')))
-  parts += [_tokens(results), _budget(results), seeds_text(results), _rate(results)]
+  parts += [
+    learned.origin(results),
+    _tokens(results),
+    _budget(results),
+    seeds_text(results),
+    _rate(results),
+  ]
   return ', '.join(p for p in parts if p)
 
 
@@ -71,7 +79,8 @@ def _settings(results: Results, wanted: Iterable[tuple[str, str]]) -> list[str]:
   for path, template in wanted:
     values = results.settings(path)
     if values and path not in results.by:
-      found.append(template.format(_span(values)))
+      text = template.format(_span(values))
+      found.append(text.removesuffix('s') if values == (1,) else text)
   return found
 
 
@@ -192,9 +201,12 @@ def _against_baseline(results: Results) -> list[str]:
     parts.append(f'{_differences(results, worse)} {_is(worse)} worse than {base}')
   if ties := groups['tie']:
     parts.append(f'{_differences(results, ties)} {"ties" if len(ties) == 1 else "tie"} with {base}')
+  if not parts and (unlike := not_compared(results)):
+    return [f'no verdict, {unlike[0].difference.verdict}.', *_first_look(results, others)]
   if not parts:
     return ['too few seeds for a verdict.', *_first_look(results, others)]
-  few = [v for v in results.variants if v.difference and v.difference.p is None]
+  differences = [(v, v.difference) for v in results.variants if v.difference]
+  few = [v for v, d in differences if d.p is None and not d.obstacle]
   return [
     '; '.join(parts) + '.',
     *_too_few(results, few),
@@ -203,13 +215,19 @@ def _against_baseline(results: Results) -> list[str]:
   ]
 
 
+def not_compared(results: Results) -> list[Variant]:
+  """Those that are not comparable with the baseline."""
+  return [v for v in results.variants if v.difference and v.difference.obstacle]
+
+
 def _first_look(results: Results, shown: list[Variant]) -> list[str]:
   """With too few seeds: the means, called what they are."""
   if not shown:
     return []
   base = results.label(results.baseline)
+  what = 'difference to {} is that of' if len(shown) == 1 else 'differences to {} are'
   return [
-    f'So far, without an interval, the differences to `{base}` are {_differences(results, shown)} '
+    f'So far, without an interval, the {what.format(f"`{base}`")} {_differences(results, shown)} '
     f'{results.measure.unit}.'
   ]
 
@@ -263,23 +281,6 @@ def settle_text(seeds: float | None) -> str:
   return f'> {stats.CAP}' if math.isinf(seeds) else f'{seeds:.0f}'
 
 
-def _references(results: Results) -> list[str]:
-  """Whether the models learned more than pairs of tokens tell."""
-  bigram = results.references.get('bigram')
-  if bigram is None:
-    return []
-  above = [v for v in results.ranked if v.loss.n and v.loss.mean >= bigram]
-  shown = f'a bigram count ({formats.loss(bigram)} nats per token)'
-  if not above:
-    who = 'Every variant is' if len(results.variants) > 1 else 'That is'
-    return [f'{who} better than {shown}.']
-  if len(results.variants) == 1:
-    return [f'That is no better than {shown}: train longer before concluding anything.']
-  return [
-    f'{_names(results, above)} {_is(above)} no better than {shown}: such a model shows little.'
-  ]
-
-
 def _doubts(results: Results) -> list[str]:
   found = []
   for (variant, seed), away in results.outliers.items():
@@ -299,7 +300,7 @@ def _doubts(results: Results) -> list[str]:
 
 
 def _besides(results: Results) -> list[str]:
-  if not results.besides:
+  if not results.besides or not_compared(results):
     return []
   names = formats.listing([f'`{name}`' for name in results.besides], most=_most(results))
   what = formats.listing([f'`{name}`' for name in results.by])

@@ -5,6 +5,7 @@ from transformer.config.presets import PRESETS
 from transformer.config.resolve import (
   config_hash,
   hyper,
+  idle,
   ratios,
   resolve,
   result_settings,
@@ -43,6 +44,7 @@ __all__ = [
   'config_hash',
   'data',
   'hyper',
+  'idle',
   'ratios',
   'resolve',
   'result_settings',

@@ -25,7 +25,7 @@ def resolve(config: Config) -> Config:
   plugin.load(config.plugin)
   for path, declared in SETTINGS.items():
     spec.check_value(f'--{path}', declared, config.get(path))
-  config = config.replace(**_idle(config))
+  config = config.replace(**idle(config))
   out = {slot: spec.canonical(spec.parse(slot, config.get(slot))) for slot in spec.slots()}
   out |= _model(config) | _ffn(config) | _optim(config)
   out['train.eval_every'] = config.train.eval_every or config.train.steps
@@ -65,47 +65,60 @@ def _model(config: Config) -> dict:
   if positions.variant == 'sinusoidal' and model.d_model % 2:
     raise UserError(f'--model.positions=sinusoidal: needs an even d_model, not {model.d_model}')
   source = spec.parse('data.source', config.data.source)
-  vocab = spec.parse('data.tokenizer', config.data.tokenizer).vocab_size
+  tokenizer = spec.parse('data.tokenizer', config.data.tokenizer)
+  text, vocab = getattr(source, 'text', True), tokenizer.vocab_size
   if source.variant == 'tokens' and not model.vocab_size:
     raise UserError(
       f'--model.vocab_size=0: --data.source={config.data.source} has no tokenizer to tell it; set '
       'it, as in --model.vocab_size=50257'
     )
-  if getattr(source, 'text', True) and 0 < model.vocab_size < vocab:
+  if text and 0 < model.vocab_size < vocab:
     raise UserError(
       f"--model.vocab_size={model.vocab_size}: below the tokenizer's {vocab}; "
       'leave it 0 or set --data.tokenizer'
     )
-  return {
+  return {  # without text, a tokenizer tells the vocabulary at most
+    'data.tokenizer': spec.canonical(tokenizer) if text else SETTINGS['data.tokenizer'].default,
     'model.head_dim': head_dim,
     'model.num_kv_heads': kv_heads if kv_heads < heads else 0,
     'model.vocab_size': model.vocab_size or vocab,
   }
 
 
-_OF_ATTENTION = ('qk_norm', 'bias', 'qkv_bias', 'out_init', 'attention_cap', 'parallel_branches')
+_OF_ATTENTION = (
+  *('head_dim', 'num_kv_heads', 'qk_norm', 'bias', 'qkv_bias', 'out_init', 'attention_cap'),
+  'parallel_branches',
+)
 _OF_FFN = ('activation', 'multiple_of', 'hidden_layers', 'bias', 'dropout', 'down_init')
 
 
-def _idle(config: Config) -> dict:
-  """Defaults for the settings of a part that is not there: equal models have equal configs."""
+_WITHOUT_FIELDS = ('stdlib', 'text', 'tfds', 'tokens', 'synthetic')
+
+
+def idle(config: Config) -> dict[str, Any]:
+  """Defaults for settings of what is not there: configs that run alike become equal."""
   absent = []
   if not config.model.num_heads:
     absent += [f'model.{name}' for name in _OF_ATTENTION]
   if not config.ffn.d_ff and not any(ratios(config)):
     absent += ['model.parallel_branches', *(f'ffn.{name}' for name in _OF_FFN)]
+  if config.model.norm == 'none':
+    absent.append('model.norm_placement')
+  if spec.parse('data.source', config.data.source).variant in _WITHOUT_FIELDS:
+    absent += ['data.text_field', 'data.group_field']
   return {path: SETTINGS[path].default for path in absent}
 
 
 def _ffn(config: Config) -> dict:
   """d_ff is the target rounded to multiple_of; ratio becomes what was achieved.
 
-  With a pattern of ratios both are means over the layers.
+  With a pattern of ratios both are the means asked for, and `widths` rounds each layer's, once.
   """
   ffn, d_model = config.ffn, config.model.d_model
   pattern = ratios(config)
   target = ffn.d_ff or sum(pattern) / len(pattern) * d_model
-  d_ff = max(1, round(target / ffn.multiple_of)) * ffn.multiple_of if target else 0
+  step = 1 if ffn.ratios else ffn.multiple_of
+  d_ff = max(1, round(target / step)) * step if target else 0
   bare = '--ffn.ratio=0' if not d_ff else f'--ffn.ratios={ffn.ratios}'
   if not config.model.num_heads and (not d_ff or (ffn.ratios and 0 in pattern)):
     raise UserError(f'{bare}: and --model.num_heads=0 leave nothing in a block')

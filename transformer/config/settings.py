@@ -43,7 +43,7 @@ class ModelConfig:
   num_heads: int = setting(4, 'attention heads; 0: no attention, FFNs alone', low=0)
   num_kv_heads: int = setting(0, 'key/value heads, shared by groups; 0: num_heads', low=0)
   head_dim: int = setting(0, 'width of a head; 0: d_model / num_heads', low=0)
-  vocab_size: int = setting(0, "vocabulary; 0: the tokenizer's", low=0)
+  vocab_size: int = setting(0, "vocabulary; 0: the tokenizer's", low=0, high=10**7)
   positions: str = setting('rotary', 'how positions enter')
   norm: str = setting('rmsnorm', 'normalisation of branches and logits')
   norm_placement: str = setting(
@@ -61,7 +61,7 @@ class ModelConfig:
     'sqrt_d_model', 'factor on the embedding', choices=('sqrt_d_model', 'one')
   )
   out_init: float = setting(
-    1.0, "factor on the initial deviation of attention's out; 0: zeros", low=0.0
+    1.0, "factor on the initial deviation of attention's out; 0: zeros", low=0.0, high=1e3
   )
   logit_cap: float = setting(0.0, 'logits become cap · tanh(logits / cap); 0: no cap', low=0.0)
   attention_cap: float = setting(0.0, 'the same for attention scores; 0: no cap', low=0.0)
@@ -92,8 +92,10 @@ class FFNConfig:
   hidden_layers: int = setting(1, '2: a three-layer FFN, d_ff to d_ff between', low=1, high=2)
   shared: bool = setting(False, 'one FFN, with its weights, for all layers')
   bias: bool = setting(False, 'biases of up, gate and down')
-  dropout: float = setting(0.0, 'dropout of the hidden layer', low=0.0, high=0.95)
-  down_init: float = setting(1.0, 'factor on the initial deviation of down; 0: zeros', low=0.0)
+  dropout: float = setting(0.0, 'dropout of the last hidden layer', low=0.0, high=0.95)
+  down_init: float = setting(
+    1.0, 'factor on the initial deviation of down; 0: zeros', low=0.0, high=1e3
+  )
 
 
 @dataclass(frozen=True)

@@ -189,11 +189,11 @@ class Muon:
   rate: ClassVar[float] = 1.0
 
 
-# --- optim.schedule: body in optimizer.py.
+# --- optim.schedule: body in schedules.py.
 
 
 def _warmup() -> float:
-  return _share(0.1, 'share of the steps in which the rate rises from 0', high=1.0)
+  return _share(0.1, 'share of the steps in which the rate rises', high=1.0)
 
 
 def _final(default: float) -> float:
@@ -253,6 +253,4 @@ class Mup:
   """Rates and scales by which the best rate holds for any width (Yang et al. 2022)."""
 
   base_d_model: int = setting(256, 'the width at which it equals standard', low=1)
-  base_head_dim: int = setting(
-    0, 'the same of a head; 0: base_d_model / num_heads, for widening at num_heads', low=0
-  )
+  base_head_dim: int = setting(64, 'the width of a head at which its scores do', low=1)

@@ -74,9 +74,18 @@ def from_generator(function: Callable, declared: Any, config: Any) -> Corpus:
   too large for that returns a Corpus with a `state` of its own.
   """
   total = hashlib.sha256()
-  for group, text in function(declared, config):
-    for part in (group, text):
-      total.update(f'{len(part)} '.encode() + part.encode())
+  try:
+    for group, text in function(declared, config):
+      for part in (group, text):
+        total.update(f'{len(part)} '.encode() + part.encode())
+  except UserError:
+    raise
+  except Exception as e:  # whatever a user's function may do, or yield
+    reason = f'{type(e).__name__}: {str(e).partition(chr(10))[0]}'
+    raise UserError(
+      f'--data.source={declared.variant}: ends in {reason}; it should yield pairs of texts, a '
+      'group and a document'
+    ) from e
   return Corpus(
     state=[declared.variant, total.hexdigest()],
     info=dict(source=declared.variant),

@@ -4,8 +4,8 @@ Bare ids (nanoGPT's train.bin, val.bin), or ids after a header of 256 int32 (llm
 modded-nanogpt): magic number, version, number of ids.
 
 The model's documents begin at token 0, so `eos` and 0 change places as ids are read. Files whose
-name holds 'val' are the held-out set; without any it is the end of the last file or files, from a
-document's beginning on.
+name says val or validation are the held-out set; without any it is the end of the last file or
+files, from a document's beginning on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from transformer.errors import UserError
 _HEADER = 256 * 4  # bytes
 _MAGIC = {20240520: np.uint16, 20240801: np.uint32}  # llm.c's data for GPT-2 and for Llama 3
 _SAMPLES, _BLOCK = 64, 4096  # of a file, for its digest: places, and ids at each
+_VAL = re.compile(r'(?i)(^|[^a-z])val(id(ation)?)?([^a-z]|$)')  # not interval, nor retrieval
 _STRETCH = 2**20  # ids looked through at a time
 
 
@@ -38,12 +40,15 @@ def tokens(declared: Any, config: Config) -> batches.Data:
   """
   source, vocab = spec.canonical(declared), config.model.vocab_size
   flag = f'--data.source={source}'
+  paths = matches(declared.glob, source)
   if declared.eos >= vocab:
-    raise UserError(f'{flag}: eos={declared.eos} is not below --model.vocab_size={vocab}')
+    raise UserError(
+      f'{flag}: eos={declared.eos} is not below --model.vocab_size={vocab}; name the id that ends '
+      f"documents, as in tokens('{declared.glob}', eos=0), or eos=-1 if none does"
+    )
   if declared.bytes not in (0, 2, 4):
     raise UserError(f'{flag}: bytes={declared.bytes} should be 2 or 4, or 0 to go by vocabulary')
   dtype = {0: batches.token_type(vocab), 2: np.uint16, 4: np.uint32}[declared.bytes]
-  paths = matches(declared.glob, source)
   streams = [_map(path, dtype, flag) for path in paths]
   recode = _recode(declared.eos, vocab, flag)
   samples = [_sample(stream) for stream in streams]
@@ -130,7 +135,7 @@ def _split(
   paths: list[str], streams: list[np.ndarray], eos: int, share: float
 ) -> tuple[list[np.ndarray], list[np.ndarray], str]:
   """Streams to train on, streams held out, and by what rule."""
-  val = ['val' in Path(path).name for path in paths]
+  val = [bool(_VAL.search(Path(path).name)) for path in paths]
   if any(val) and not all(val):
     sides = zip(val, streams, strict=True)
     train, held_out = [], []
