@@ -90,10 +90,9 @@ def test_what_a_budget_moves_is_no_obstacle(folder):
   assert found.match == 'none'
   alike = _by_name(found)['swiglu, 96'].difference
   assert (alike.obstacle, alike.verdict) == ('', 'better')
-  c = folder('c', gated, None)
-  _change(c / 'experiment.json', match='none')
-  assert _by_name(load(c, 'ffn.activation'))['swiglu'].difference.obstacle == 'ffn.d_ff differs'
-  assert _by_name(load(c))['swiglu'].difference.verdict == 'better'  # as the experiment made it
+  c = folder('c', gated, {'budget': 900_000}, ffn__d_ff=768)  # asked for at another width
+  found = load([write_folder(a.parent / 'd', {'relu': (0, 0)}), c], 'ffn.activation')
+  assert _by_name(found)['swiglu'].difference.obstacle == 'ffn.d_ff differs'
 
 
 def test_other_data_are_an_obstacle(folder):
@@ -138,3 +137,14 @@ def test_versions_of_the_code_are_told_beside_the_verdict(folder):
   for path in a.glob('cells/gelu-*/provenance.json'):  # a file of the user's: its digest is other
     _change(path, plugins={'lab.py': '1'})
   assert 'code' not in ' '.join(sentences(load(a)))
+
+
+def test_what_follows_from_a_width_is_no_obstacle(tmp_path):
+  widths = {'1': (0.04, 0.005), '4': (0.0, 0.0)}
+  path = write_folder(
+    tmp_path / 'w', widths, baseline='4', name='ffn_width', variable='ffn.ratio', absorb='d_model'
+  )
+  for config in path.glob('cells/1-seed*/config.json'):  # its rate follows d_model
+    told = json.loads(config.read_text())
+    _change(config, model=told['model'] | {'d_model': 126}, optim={'learning_rate': 0.006})
+  assert _by_name(load(path, 'ffn.ratio'))['1'].difference.verdict == 'worse'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
 
 from transformer.analysis import formats
 from transformer.analysis.folder import Folder
@@ -12,11 +13,7 @@ from transformer.config import SETTINGS, Config, idle, result_settings
 from transformer.errors import UserError
 
 _WIDTHS = ('ffn.d_ff', 'ffn.ratio')  # one tells the other
-_HEADS = ('model.num_heads', 'model.num_kv_heads', 'model.head_dim')
-_GIVES_WAY = {  # what --absorb says -> settings that a budget moves
-  'd_model': ('model.d_model', *_HEADS),
-  'depth': ('model.num_layers', 'model.d_model', *_HEADS),
-}
+_OF_WIDTH = ('model.head_dim', 'optim.learning_rate')  # follow model.d_model where left open
 
 
 class Comparison:
@@ -54,6 +51,8 @@ class Comparison:
     }
     if set(_WIDTHS) & set(self._by):
       names -= set(_WIDTHS)
+    if 'model.d_model' in self._by:
+      names -= set(_OF_WIDTH)
     unlike = {n for n in names if _unlike(*([s.get(n) for s in side] for side in sides))}
     alike = set(_WIDTHS) - unlike
     if any(s.get(n) is not None for n in alike for side in sides for s in side):
@@ -66,14 +65,23 @@ class Comparison:
     return sorted(unlike)
 
   def _of(self, cell: Cell) -> dict:
-    """A cell's settings; what a budget moved is as it was asked for."""
-    found = _settings(cell)
-    found |= {path: plain_setting(cell.config, path) for path in _WIDTHS}
+    """What the cell's experiment was asked for, at this cell's value of what it varies.
+
+    What a budget or another width moved is left out by that: it follows from these.
+    """
+    own = _settings(cell.config, cell.folder)
     made = self._folders.get(cell.folder.parent.parent)
-    if made and made.get('match') in ('params', 'flops'):
-      moved = (*_WIDTHS, *_GIVES_WAY.get(made.get('absorb'), ()))
-      found |= {path: plain_setting(made.base, path) for path in moved}
-    return found
+    if not (made and made.base):
+      return own
+    varied = tuple(v.strip() for v in made.get('variable').split(',') if v.strip())
+
+    def told(path: str) -> bool:
+      return path in varied or path.startswith(tuple(f'{v}.' for v in varied))
+
+    found = _settings(made.base, made.path)
+    found |= {path: plain_setting(made.base, path) for path in _WIDTHS}
+    found = {path: value for path, value in found.items() if not told(path)}
+    return found | {path: value for path, value in own.items() if told(path)}
 
   def _data(self, ours: list[Cell], theirs: list[Cell]) -> str:
     """Whether they were trained and judged on other data, however that is cut into tokens."""
@@ -86,15 +94,13 @@ class Comparison:
     return '' if alike else 'the held-out text differs'
 
 
-def _settings(cell: Cell) -> dict:
-  """What changes the cell's result, by flag name; as it is written where this code cannot tell."""
+def _settings(config: dict, origin: Path) -> dict:
+  """What changes a result, by flag name; as it is written where this code cannot tell."""
   try:
-    return result_settings(Config.from_json(cell.config, str(cell.folder)), ('seed',))
+    return result_settings(Config.from_json(config, str(origin)), ('seed',))
   except UserError:
     kinds = {path: s.metadata['kind'] for path, s in SETTINGS.items() if path != 'seed'}
-    found = {
-      path: plain_setting(cell.config, path) for path, kind in kinds.items() if kind != 'free'
-    }
+    found = {path: plain_setting(config, path) for path, kind in kinds.items() if kind != 'free'}
     return {path: value for path, value in found.items() if value is not None}
 
 
