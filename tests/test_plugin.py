@@ -118,7 +118,7 @@ def test_help_lists_it_without_jax(tmp_path):
   path = tmp_path / 'light.py'
   path.write_text('from transformer.plugin import activation\n@activation\ndef own(x): return x\n')
   done = describe(f'--plugin={path}', '--help')
-  assert '| own' in done.stdout.replace('\n', ' ')
+  assert '| own' in ' '.join(done.stdout.split())
   code = 'import sys; from transformer import plugin; plugin.load(sys.argv[1]); '
   assert python(code + "print('jax' in sys.modules)", path) == 'False'
 
