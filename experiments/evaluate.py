@@ -78,7 +78,7 @@ def _asked(run: Config) -> Config:
   """The run's config with what the flags ask of the data."""
   from transformer import plugin, spec
 
-  plugin.load(','.join(filter(None, (run.plugin, PLUGIN.value))))
+  plugin.load(PLUGIN.value)
   config = run.replace(**{name: flag.value for name, flag in ASKED.items() if flag.present})
   source = spec.parse('data.source', config.data.source)
   return config.replace(**{'data.source': spec.canonical(source)})

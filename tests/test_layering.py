@@ -18,7 +18,19 @@ FILES = sorted(
 # The first part of a name below `transformer.` -> layer; whatever is not listed is L3, the host.
 LAYERS = {
   **dict.fromkeys(
-    ('errors', 'spec', 'axes', 'config', 'count', 'flags', 'parametrization', 'plugin', 'runs'), 0
+    (
+      'errors',
+      'spec',
+      'axes',
+      'config',
+      'count',
+      'files',
+      'flags',
+      'parametrization',
+      'plugin',
+      'runs',
+    ),
+    0,
   ),
   **dict.fromkeys(
     ('activations', 'layers', 'positions', 'attention', 'ffn', 'params', 'model', 'ops'), 1

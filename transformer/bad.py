@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from transformer.checkpoint import save_state
+from transformer.files import replacing
 from transformer.runs import saved_steps
 from transformer.state import TrainState
 
@@ -46,10 +47,8 @@ def keep(cell: Path, step: int, in_a_row: int, batch: dict, state: TrainState) -
   """
   path = batch_file(cell, step)
   path.parent.mkdir(exist_ok=True)
-  temporary = path.with_suffix('.tmp')
-  with open(temporary, 'wb') as f:
+  with replacing(path, 'wb') as f:
     np.savez_compressed(f, **batch)
-  os.replace(temporary, path)
   last_good = step - in_a_row
   before = next(iter(states_before(cell, last_good + 1)), 0)
   if before == last_good:

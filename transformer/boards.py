@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 import uuid
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Protocol
 
 from transformer.config import Config, config_hash
 from transformer.errors import UserError
+from transformer.files import replacing
 
 
 class Board(Protocol):
@@ -101,7 +101,6 @@ class Wandb:
 def _identifier(path: Path, config: Config) -> str:
   """The run's, made once: a run that is computed anew is another one."""
   if not path.exists():
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(f'{config_hash(config)}-{uuid.uuid4().hex[:8]}')
-    os.replace(temporary, path)
+    with replacing(path) as f:
+      f.write(f'{config_hash(config)}-{uuid.uuid4().hex[:8]}')
   return path.read_text()

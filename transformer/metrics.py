@@ -22,6 +22,7 @@ import numpy as np
 
 from transformer.boards import Board
 from transformer.errors import UserError
+from transformer.files import replacing
 
 FILE = 'metrics.jsonl'
 _WINDOW, _LEAST = 50, 20  # losses that the next one is held against: at most, at least
@@ -204,9 +205,5 @@ def read(path: Path) -> list[dict]:
 
 def _drop_rows_past(path: Path, step: int) -> None:
   rows = [row for row in read(path) if row['step'] <= step]
-  temporary = path.with_suffix('.tmp')
-  with open(temporary, 'w', encoding='utf-8') as f:
+  with replacing(path) as f:
     f.writelines(json.dumps(row) + '\n' for row in rows)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)

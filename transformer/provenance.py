@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformer import plugin
 from transformer.config import Config, config_hash
+from transformer.files import replacing
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tokenizers', 'numpy')
 _DECISIVE = ('jax', 'jaxlib', 'flax', 'optax')
@@ -121,6 +122,5 @@ def write(
     'earlier_sittings': [*last.get('earlier_sittings', []), sitting] if last else [],
     'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
-  temporary = folder / 'provenance.json.tmp'
-  temporary.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
-  os.replace(temporary, path)
+  with replacing(path) as f:
+    f.write(json.dumps(record, indent=2) + '\n')

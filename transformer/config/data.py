@@ -26,6 +26,7 @@ class Stdlib:
   """The running interpreter's own standard library; nothing to download."""
 
   text: ClassVar[bool] = True
+  fields: ClassVar[bool] = False
 
 
 @declare('data.source', 'text')
@@ -34,6 +35,7 @@ class Text:
 
   glob: str = _text('files, as in text:corpus/**/*.txt')
   text: ClassVar[bool] = True
+  fields: ClassVar[bool] = False
 
 
 @declare('data.source', 'jsonl')
@@ -58,6 +60,7 @@ class Tfds:
 
   name: str = _text('data set, as in tfds:lm1b or tfds:wikipedia/20230601.en')
   text: ClassVar[bool] = True
+  fields: ClassVar[bool] = False
 
 
 @declare('data.source', 'mix')
@@ -117,6 +120,7 @@ class Tokens:
     low=0,
   )
   text: ClassVar[bool] = False
+  fields: ClassVar[bool] = False
 
 
 @declare('data.source', 'synthetic')
@@ -125,6 +129,7 @@ class Synthetic:
 
   rows: int = setting(4096, 'training sequences', kind='traced', low=1)
   text: ClassVar[bool] = False
+  fields: ClassVar[bool] = False
 
 
 @declare('data.tokenizer', 'byte')

@@ -92,9 +92,6 @@ _OF_ATTENTION = (
 _OF_FFN = ('activation', 'multiple_of', 'hidden_layers', 'bias', 'dropout', 'down_init')
 
 
-_WITHOUT_FIELDS = ('stdlib', 'text', 'tfds', 'tokens', 'synthetic')
-
-
 def idle(config: Config) -> dict[str, Any]:
   """Defaults for settings of what is not there: configs that run alike become equal."""
   absent = []
@@ -104,7 +101,7 @@ def idle(config: Config) -> dict[str, Any]:
     absent += ['model.parallel_branches', *(f'ffn.{name}' for name in _OF_FFN)]
   if config.model.norm == 'none':
     absent.append('model.norm_placement')
-  if spec.parse('data.source', config.data.source).variant in _WITHOUT_FIELDS:
+  if not getattr(spec.parse('data.source', config.data.source), 'fields', True):
     absent += ['data.text_field', 'data.group_field']
   return {path: SETTINGS[path].default for path in absent}
 
