@@ -99,8 +99,8 @@ class Tfds:
   name: str = _text(
     'data set, as in tfds:lm1b, tfds:wikipedia/20230601.en, tfds:wmt14_translate/de-en'
   )
-  language: str = setting(
-    '', 'of a translation: what it is from; empty: the first of its name', kind='traced'
+  reverse: bool = setting(
+    False, 'of a translation: from the second language of its name to the first', kind='traced'
   )
   text: ClassVar[bool] = True
   fields: ClassVar[bool] = False

@@ -94,7 +94,7 @@ def prepare(corpora: Sequence[Corpus], config: Config, watch: Watch | None = Non
       tuple(stream.mapped(folder, f'{side}_ends') for side in sides),
       tuple(stream.mapped(folder, f'{side}_bytes') for side in sides),
     )
-  except (OSError, ValueError, UserError) as e:
+  except (OSError, EOFError, ValueError, UserError) as e:
     raise UserError(f'--data.cache: {folder} is damaged ({e}); delete that folder') from e
 
 

@@ -25,11 +25,14 @@ def pairs(modules: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, str, str]
   """
   seen = set()
   for package, content in modules:
-    lines = importlib.util.decode_source(content).split('\n')
-    for node in ast.walk(ast.parse(content)):
-      if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
-        docstring := ast.get_docstring(node)
-      ):
+    try:
+      text, tree = importlib.util.decode_source(content), ast.parse(content)
+    except (SyntaxError, UnicodeDecodeError):  # examples of what is none, in some builds
+      continue
+    lines, kinds = text.split('\n'), ast.FunctionDef | ast.AsyncFunctionDef
+    functions = (node for node in ast.walk(tree) if isinstance(node, kinds))
+    for node in sorted(functions, key=lambda node: node.lineno):
+      if docstring := ast.get_docstring(node):
         code, sentence = _code(node, lines), _sentence(docstring)
         fits = len(code) <= _CODE and len(sentence) <= _SENTENCE
         if fits and len(sentence.split()) >= _WORDS and not seen & {code, sentence}:

@@ -26,7 +26,10 @@ def tfds(declared: Any, config: Config) -> Corpus:
     raise UserError(f"{flag}: no split 'train' among {', '.join(sorted(builder.info.splits))}")
   paired = wants_pairs(config)
   if paired:
-    inside, names = _translation(builder.info, declared.language, flag)
+    inside, names = _translation(builder.info, flag)
+    names = names[::-1] if declared.reverse else names
+  elif declared.reverse:
+    raise UserError(f'{flag}: reverse is of translations, for --model.architecture=encoder_decoder')
   else:
     inside, names = '', [_text_feature(builder.info.features, flag)]
   files = sorted(p for p in Path(builder.data_dir).iterdir() if p.is_file())
@@ -48,10 +51,10 @@ def tfds(declared: Any, config: Config) -> Corpus:
   return Corpus(state, info, documents, pairs=paired)
 
 
-def _translation(info: Any, language: str, flag: str) -> tuple[str, list[str]]:
-  """The feature that is a translation, '' for the whole record, and from and to which language.
+def _translation(info: Any, flag: str) -> tuple[str, list[str]]:
+  """The feature that is a translation, '' for the whole record, and its two languages.
 
-  From the one named, or the one that comes first in the name of the set's configuration.
+  The one that comes first in the name of the set's configuration, as in de-en, is the first.
   """
   import tensorflow_datasets as tfds
 
@@ -62,11 +65,7 @@ def _translation(info: Any, language: str, flag: str) -> tuple[str, list[str]]:
       f'{flag}: needs one feature that is a translation between two languages; it has '
       f'{", ".join(sorted(info.features))}'
     )
-  languages = list(features[found[0]])
-  if language and language not in languages:
-    raise UserError(f'{flag}: language={language} should be one of {", ".join(languages)}')
-  first = language or min(languages, key=(info.config_name or '').find)
-  return found[0], sorted(languages, key=lambda name: name != first)
+  return found[0], sorted(features[found[0]], key=(info.config_name or '').find)
 
 
 def _builder(name: str, flag: str, config: Config) -> Any:
