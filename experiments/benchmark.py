@@ -1,11 +1,19 @@
-"""How fast is a training step here, and how near to what the machine can do?
+"""How fast are training and decoding here, and how near to what the machine can do?
 
   python -m experiments.benchmark --preset=bench
   python -m experiments.benchmark --preset=bench --model.dtype=bfloat16 --json
+  python -m experiments.benchmark --preset=bench --what=decode --data.seq_len=512
+  python -m experiments.benchmark --preset=bench --what=decode --data.seq_len=512 --beams=4 \
+    --data.batch_size=4 --against_command='python their_benchmark.py'
 
 Runs on synthetic data and needs jax, flax, optax and absl-py alone. The ceiling is measured first:
 the fastest large matrix product in the run's type. mfu is the share of it that the model's own
 FLOPs reach (no credit for recomputation). step_ms is the median; its spread is printed beside it.
+
+Decoding continues random prompts by --new_tokens each, and never ends early; tokens_per_s counts
+the new tokens of --data.batch_size prompts. --against_command names a program that measures the
+same elsewhere and prints JSON objects with tokens_per_s, a line each, the last of which counts: it
+and ours take turns --rounds times in one sitting, and ratio is the median of ours over theirs.
 """
 
 from __future__ import annotations
@@ -13,8 +21,10 @@ from __future__ import annotations
 import json
 import resource
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from transformer import count, flags
 from transformer.config import Config, resolve
@@ -23,13 +33,25 @@ from transformer.errors import UserError
 flags.define(**{'data.source': 'synthetic', 'model.unroll': True})
 JSON = flags.script_flag('bool', 'json', False, 'print one JSON object a line')
 SECONDS = flags.script_flag('float', 'seconds', 10.0, 'time to measure for, after warm-up')
+WHAT = flags.script_flag('str', 'what', 'train', 'train | decode')
+PROMPT = flags.script_flag('int', 'prompt_tokens', 32, 'decode: tokens a prompt')
+NEW = flags.script_flag('int', 'new_tokens', 256, 'decode: tokens it is continued by')
+BEAMS = flags.script_flag('int', 'beams', 0, 'decode: width of a beam search; 0: greedy')
+AGAINST = flags.script_flag('str', 'against_command', '', 'a program to take turns with')
+ROUNDS = flags.script_flag('int', 'rounds', 3, 'turns with --against_command')
 
 
 def main() -> int:
   asked = flags.config()
   if asked.data.source != 'synthetic' and not asked.data.source.startswith('synthetic('):
     raise UserError(f'--data.source={asked.data.source}: benchmarks run on synthetic data')
-  facts = measure(resolve(asked), SECONDS.value)
+  measures = {'train': measure, 'decode': measure_decoding}
+  if WHAT.value not in measures:
+    raise UserError(f'--what={WHAT.value}: choose from {", ".join(measures)}')
+  for flag, least in ((PROMPT, 1), (NEW, 1), (BEAMS, 0), (ROUNDS, 1)):
+    if flag.value < least:
+      raise UserError(f'--{flag.name}={flag.value}: below the least allowed, {least}')
+  facts = in_turns(lambda: measures[WHAT.value](resolve(asked), SECONDS.value))
   if JSON.value:
     print(json.dumps(facts))
     return 0
@@ -39,11 +61,87 @@ def main() -> int:
   return 0
 
 
+def in_turns(ours: Callable[[], dict]) -> dict:
+  """What `ours` measures; with --against_command beside it, theirs and the ratio of the two."""
+  if not AGAINST.value:
+    return ours()
+  rounds = [(ours(), foreign(AGAINST.value)) for _ in range(ROUNDS.value)]
+  rates = [(mine['tokens_per_s'], theirs['tokens_per_s']) for mine, theirs in rounds]
+  ratios = [mine / theirs for mine, theirs in rates]
+  middle = sorted(range(len(ratios)), key=ratios.__getitem__)[len(ratios) // 2]
+  mine, theirs = rounds[middle]
+  told = {'ratio': statistics.median(ratios), 'ratio_by_round': [round(r, 3) for r in ratios]}
+  return mine | told | {'against': theirs, 'against_command': AGAINST.value}
+
+
+def foreign(command: str) -> dict:
+  """The last JSON object with tokens_per_s that a command prints. Raises UserError without one."""
+  done = subprocess.run(command, shell=True, capture_output=True, text=True)
+  for line in reversed(done.stdout.splitlines()):
+    try:
+      if float(json.loads(line)['tokens_per_s']) > 0:
+        return json.loads(line)
+    except (ValueError, TypeError, KeyError):
+      continue
+  said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ['nothing']
+  raise UserError(
+    f'--against_command={command}: status {done.returncode}, and no line of JSON with a '
+    f'tokens_per_s above 0; it said: {said[0][:200]}'
+  )
+
+
+def measure_decoding(config: Config, seconds: float) -> dict:
+  """Times the continuation of random prompts by a fresh model of a resolved config."""
+  import jax
+  import numpy as np
+
+  from transformer import decode, params
+
+  rows, new = config.data.batch_size, NEW.value
+  weights = params.initialize(config, jax.random.key(0))
+  rng, shape = np.random.default_rng(0), (rows, PROMPT.value)
+  prompts = list(rng.integers(1, config.model.vocab_size, shape).astype(np.int32))
+
+  def go() -> float:
+    start = time.perf_counter()
+    if BEAMS.value:
+      decode.beam_search(config, weights, prompts, new, BEAMS.value, end=None)
+    else:
+      decode.generate(config, weights, prompts, new, end=None)
+    return time.perf_counter() - start
+
+  first, times = go(), [go()]
+  while len(times) < 3 or sum(times) < seconds:
+    times.append(go())
+  middle = statistics.median(times)
+  return {
+    'what': 'decode',
+    'tokens_per_s': rows * new / middle,
+    'step_ms': 1e3 * middle / new,
+    'step_ms_range': [round(1e3 * t / new, 3) for t in (min(times), max(times))],
+    'times': len(times),
+    'compile_s': first - middle,
+    'beams': BEAMS.value,
+    'prompt_tokens': PROMPT.value,
+    'new_tokens': new,
+    'params': count.params(config),
+    'kept_bytes_per_token': _kept_bytes(config),
+    **_setting(config),
+  }
+
+
+def _kept_bytes(config: Config) -> int:
+  """Keys and values of one token, over all layers."""
+  n = count.sizes(config)
+  width = 2 if config.model.dtype == 'bfloat16' else 4
+  return n['L'] * n['K'] * (n['H'] + n['W']) * width
+
+
 def measure(config: Config, seconds: float) -> dict:
   """Compiles and times the training step of a resolved config."""
   import jax
 
-  from transformer import data, provenance, train
+  from transformer import data, train
 
   peak = matmul_peak(config.model.dtype)
   source = data.load(config)
@@ -68,7 +166,6 @@ def measure(config: Config, seconds: float) -> dict:
   # Forced CPU devices share the cores whose peak was measured.
   chips = 1 if jax.default_backend() == 'cpu' else len(program.executor.devices)
   flops_per_s = count.flops_per_token(config) * tokens / step_s
-  scale = 2**20 if sys.platform == 'darwin' else 2**10
   return {
     'what': 'train',
     'tokens_per_s': tokens / step_s,
@@ -81,6 +178,18 @@ def measure(config: Config, seconds: float) -> dict:
     'peak_gflops_per_s': peak / 1e9,
     'params': count.params(config),
     'flops_per_token': count.flops_per_token(config),
+    **_setting(config),
+  }
+
+
+def _setting(config: Config) -> dict:
+  """What was measured, on what, and the memory it took."""
+  import jax
+
+  from transformer import provenance
+
+  scale = 2**20 if sys.platform == 'darwin' else 2**10
+  return {
     'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale,
     'dtype': config.model.dtype,
     'batch': [config.data.batch_size, config.data.seq_len],
