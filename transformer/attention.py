@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from transformer import spec
 from transformer.layers import Norm, keep, observe, shard
-from transformer.ops.attention import attention, mix, scores, weights
+from transformer.ops.attention import attention, cached, mix, scores, weights
 from transformer.ops.product import product
 from transformer.params import initializer
 from transformer.positions import rotate
@@ -55,7 +55,7 @@ class Attention(nn.Module):
     memory_BSD: of cross-attention, the sequence looked at. weights_BNTS: what each query takes of
     each value, in place of the softmax of scores.
 
-    slot: where the keys and values of these tokens go in the collection 'cache', (B, S, K, ·) that
+    slot: where the keys and values of these tokens go in the collection 'cache', (B · K, S, ·) that
     the caller made; S are then its slots. Cross-attention keeps all keys and values of a memory
     that is given, and without one reads what it kept.
     """
@@ -78,16 +78,17 @@ class Attention(nn.Module):
     if self.qk_norm:
       query_BTNH = Norm('rmsnorm', 'query_norm/scale', name='query_norm')(query_BTNH)
     query_BTNH = self._turn(query_BTNH, positions_BT)
-    if self.cross and memory_BSD is None:
-      key_BSKH, value_BSKW = (self.get_variable('cache', name) for name in ('key', 'value'))
-    else:
-      read_BSD = memory_BSD if self.cross else x_BTD
-      key_BSKH, value_BSKW = self._keys_and_values(read_BSD, positions_BT)
-      if slot is not None:
-        key_BSKH, value_BSKW = self._remember(key_BSKH, value_BSKW, slot)
+    how = dict(scale=self.scale or self.head_dim**-0.5, bias_NTS=bias_NTS, cap=self.cap)
+    read_BSD = memory_BSD if self.cross else x_BTD
+    found = self._keys_and_values(read_BSD, positions_BT) if read_BSD is not None else ()
+    if slot is not None:
+      for name, new in zip(('key', 'value'), found, strict=False):
+        self._remember(name, new, slot)
+      kept = (self.get_variable('cache', name) for name in ('key', 'value'))
+      return cached(query_BTNH, *kept, mask_BTS, **how)
+    key_BSKH, value_BSKW = found
     if weights_BNTS is not None:
       return mix(weights_BNTS.astype(value_BSKW.dtype), value_BSKW)
-    how = dict(scale=self.scale or self.head_dim**-0.5, bias_NTS=bias_NTS, cap=self.cap)
     if self.is_mutable_collection('observed'):  # a fast path may never hold the scores
       scores_BNTS = scores(query_BTNH, key_BSKH, **how)
       observe(self, 'scores', jnp.where(mask_BTS[:, None], scores_BNTS, 0.0))
@@ -112,16 +113,14 @@ class Attention(nn.Module):
       return x_BTNH
     return rotate(x_BTNH, positions_BT, variant.base)
 
-  def _remember(self, key: jax.Array, value: jax.Array, slot: jax.Array) -> tuple:
-    """The keys and values of all slots, these among them."""
-    found = []
-    for name, new in (('key', key), ('value', value)):
-      if not self.cross:
-        old = self.get_variable('cache', name)
-        new = jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, slot, 0, 0))
-      self.put_variable('cache', name, new)
-      found.append(new)
-    return tuple(found)
+  def _remember(self, name: str, new_BSKH: jax.Array, slot: jax.Array) -> None:
+    """Puts keys or values where those of earlier calls are, from `slot` on."""
+    rows_RSH = new_BSKH.swapaxes(1, 2).reshape(-1, new_BSKH.shape[1], new_BSKH.shape[3])
+    rows_RSH = rows_RSH.astype(jnp.float32)  # XLA would convert a whole cache in bfloat16 on CPU
+    if not self.cross:
+      old_RSH = self.get_variable('cache', name)
+      rows_RSH = jax.lax.dynamic_update_slice(old_RSH, rows_RSH, (0, slot, 0))
+    self.put_variable('cache', name, rows_RSH)
 
   def _project(
     self, name: str, letters: str, x_BTD: jax.Array, heads: int, width: int

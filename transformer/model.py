@@ -195,7 +195,11 @@ class _Stacks(nn.Module):
     if m.head == 'transform':
       x_BTD = self._transformed(x_BTD)
     x_BTD *= parametrization.logit_scale(self.config)
-    logits_BTV = product('btd,vd->btv', x_BTD, unembed.get('table', table_VD), out='float32')
+    if self.by_layer:
+      table_DV = self.get_variable('params', TABLE_DV)
+      logits_BTV = product('btd,dv->btv', x_BTD, table_DV, out='float32')
+    else:
+      logits_BTV = product('btd,vd->btv', x_BTD, unembed.get('table', table_VD), out='float32')
     logits_BTV = soft_cap(logits_BTV + unembed.get('bias', 0.0), m.logit_cap)
     observe(self, 'logits', logits_BTV)
     return shard(logits_BTV, 'BTV')
@@ -368,9 +372,16 @@ def layer_name(stack: str, layer: int) -> str:
   return f'{stack}_at_{layer}'
 
 
+TABLE_DV = 'unembed_DV'  # a copy of the logits' table as a product of few rows reads it fastest
+
+
 def by_layer(config: Config, params: dict) -> dict:
-  """A tree of parameters with a tree for each layer, by `layer_name`, in place of stacked ones."""
-  groups, found = {group.name: group for group in count.groups(config)}, {}
+  """Parameters for `build(config, by_layer=True)`.
+
+  In place of stacked layers a tree for each, by `layer_name`, and the logits' table turned.
+  """
+  groups = {group.name: group for group in count.groups(config)}
+  found = {TABLE_DV: params.get('unembed', {}).get('table', params['embed']['table']).T}
   for name, tree in params.items():
     group = groups.get(name)
     if group is None:

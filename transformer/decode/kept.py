@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer import axes, count, model, spec
+from transformer import count, model, parametrization, spec
 from transformer.config import Config
 from transformer.errors import UserError
 from transformer.ops.attention import in_reach
+from transformer.params import path_of
 
+_SLOTS = 32  # a buffer's are a multiple of this
 _PROMPTS = 16  # prompts are padded to a multiple of this, so that few programs serve all
 
 
@@ -25,7 +27,7 @@ _PROMPTS = 16  # prompts are padded to a multiple of this, so that few programs 
 class Kept:
   """What has been read.
 
-  cache: a layer's keys and values by its name, (B, S, K, ·) over slots. pad_B: slots of padding
+  cache: a layer's keys and values by its name, (B · K, S, ·) over slots. pad_B: slots of padding
   before each prompt. source_BS: of an encoder_decoder, else None. slot: int32, the next to write.
   """
 
@@ -41,15 +43,16 @@ class Kept:
     return cache['attention']['key'].shape[1]
 
 
+@partial(jax.jit, static_argnums=0)
 def weights_for(config: Config, params: dict) -> dict:
   """Parameters as the loop reads them: a tree a layer, matrices in the compute type."""
 
   def cast(path: tuple, x: jax.Array) -> jax.Array:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return jnp.asarray(x, config.model.dtype if axes.param(name).fan_in else None)
+    name = path_of(path)
+    matrix = name == model.TABLE_DV or parametrization.hidden(name)
+    return x.astype(config.model.dtype) if matrix else x
 
-  params = jax.tree_util.tree_map_with_path(cast, params)
-  return model.by_layer(config, params)
+  return jax.tree_util.tree_map_with_path(cast, model.by_layer(config, params))
 
 
 def pad(rows: Sequence[np.ndarray], multiple: int, front: bool) -> np.ndarray:
@@ -157,6 +160,15 @@ def logits_of(
   return logits_BTV, kept.replace(cache=changed['cache'], slot=kept.slot + tokens_BT.shape[1])
 
 
+def room_for(needed: int, most: int = 0, before: int = 0) -> int:
+  """Slots of a buffer that must hold `needed` and will never hold more than `most`.
+
+  Attention reads a buffer to its end, and each size is a program to compile: half as large again.
+  """
+  wanted = max(needed, min(before * 3 // 2, most))
+  return -(-wanted // _SLOTS) * _SLOTS
+
+
 @partial(jax.jit, static_argnums=1)
 def grown(kept: Kept, size: int) -> Kept:
   """The same with room for more slots."""
@@ -164,16 +176,16 @@ def grown(kept: Kept, size: int) -> Kept:
   def widen(path: tuple, x: jax.Array) -> jax.Array:
     if 'cross_attention' in jax.tree_util.keystr(path):
       return x
-    return jnp.pad(x, [(0, 0), (0, size - x.shape[1]), (0, 0), (0, 0)])
+    return jnp.pad(x, [(0, 0), (0, size - x.shape[1]), (0, 0)])
 
   return kept.replace(cache=jax.tree_util.tree_map_with_path(widen, kept.cache))
 
 
 def _empty(config: Config, rows: int, size: int) -> dict:
-  n, dtype = count.sizes(config), config.model.dtype
-  shapes = {'key': (rows, size, n['K'], n['H']), 'value': (rows, size, n['K'], n['W'])}
+  n = count.sizes(config)
+  widths = {'key': n['H'], 'value': n['W']}
 
   def layer() -> dict:
-    return {'attention': {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}}
+    return {'attention': {name: jnp.zeros((rows * n['K'], size, w)) for name, w in widths.items()}}
 
   return {model.layer_name('layers', i): layer() for i in range(count.depth(config, 'layers'))}

@@ -15,7 +15,7 @@ from transformer.config import Config
 from transformer.decode import kept as keeping
 from transformer.decode.kept import Kept
 
-_STAGE = 64  # slots that buffers grow by: attention reads a buffer to its end
+_EVERY = 64  # tokens between two looks of the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def generate(
   end with their table, and so do sequences. Raises UserError for what the model cannot read.
   """
   found = stream(
-    *(config, params, prompts, max_new_tokens, sampling, seed, sources, end), every=_STAGE
+    *(config, params, prompts, max_new_tokens, sampling, seed, sources, end), every=_EVERY
   )
   parts = list(found) or [np.zeros((len(prompts or sources), 0), np.int32)]
   return [row[row >= 0] for row in np.concatenate(parts, axis=1)]
@@ -93,12 +93,13 @@ def stream(
   state, room = None, prompt_BP.shape[1]
   while left > 0 and (state is None or not np.all(state.done_B)):
     if state is None:
-      size = _rounded(room + min(left, _STAGE))
+      size = keeping.room_for(room + min(left, _EVERY))
       state, tokens_BN = _begin(config, how, size, weights, prompt_BP, source_BS, **drawn)
     else:
       steps = min(every, left)
       if room + steps > state.kept.size:
-        state = state.replace(kept=keeping.grown(state.kept, _rounded(room + steps)))
+        size = keeping.room_for(room + steps, room + left, state.kept.size)
+        state = state.replace(kept=keeping.grown(state.kept, size))
       state, tokens_BN = _advance(config, how, every, weights, state, steps, **drawn)
       tokens_BN, room = np.asarray(tokens_BN)[:, :steps], room + steps
     left -= tokens_BN.shape[1]
@@ -193,7 +194,3 @@ def _draw(how, logits_BV, key, made, temperature) -> tuple[jax.Array, jax.Array]
     token_B = jnp.argmax(logits_BV, axis=-1)
   ends_B = jnp.zeros_like(token_B, bool) if end is None else token_B == end
   return token_B.astype(jnp.int32), ends_B
-
-
-def _rounded(slots: int) -> int:
-  return -(-slots // _STAGE) * _STAGE

@@ -69,6 +69,40 @@ def scores(
   return scores_BNTS if bias_NTS is None else scores_BNTS + bias_NTS.astype(jnp.float32)
 
 
+def cached(
+  query_BTNH: jax.Array,
+  key_RSH: jax.Array,
+  value_RSW: jax.Array,
+  mask_BTS: jax.Array,
+  scale: float,
+  bias_NTS: jax.Array | None = None,
+  cap: float = 0.0,
+) -> jax.Array:
+  """`attention` over kept keys and values: few queries, many keys, the rows of all heads in one.
+
+  R is B · K: rows of a batch and, within them, key/value heads. Computed in the type of the keys.
+  One axis of rows, because XLA copies a whole cache of (B, K, S, H) with B = 1 at each step on CPU.
+  """
+  rows, length, heads, width = query_BTNH.shape
+  groups = heads * rows // key_RSH.shape[0]  # queries of a key/value head
+  query_BNTH = (query_BTNH * scale).transpose(0, 2, 1, 3).astype(key_RSH.dtype)
+  query_RQH = query_BNTH.reshape(-1, groups * length, width)
+  if groups * length == 1:  # a vector a row: XLA's product of matrices would be slower on CPU
+    scores_RS = product('rh,rsh->rs', query_RQH[:, 0], key_RSH, out='float32')
+  else:
+    scores_RS = product('rqh,rsh->rqs', query_RQH, key_RSH, out='float32')
+  scores_BNTS = soft_cap(scores_RS.reshape(rows, heads, length, -1), cap)
+  scores_BNTS = scores_BNTS if bias_NTS is None else scores_BNTS + bias_NTS
+  scores_BNTS = jnp.where(mask_BTS[:, None], scores_BNTS, _MASKED)
+  weights_RQS = jax.nn.softmax(scores_BNTS, axis=-1).reshape(len(key_RSH), groups * length, -1)
+  if groups * length == 1:
+    mixed_RQW = product('rs,rsw->rw', weights_RQS[:, 0].astype(value_RSW.dtype), value_RSW)
+  else:
+    mixed_RQW = product('rqs,rsw->rqw', weights_RQS.astype(value_RSW.dtype), value_RSW)
+  mixed_BNTW = mixed_RQW.reshape(rows, heads, length, -1)
+  return mixed_BNTW.transpose(0, 2, 1, 3).astype(query_BTNH.dtype)
+
+
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
   """cap · tanh(x / cap), between −cap and cap; x itself where cap is 0."""
   return cap * jnp.tanh(x / cap) if cap else x
