@@ -126,7 +126,7 @@ def _print(facts: dict) -> None:
     f'training: {facts["flops_per_token"]:,} FLOPs a token, {facts["train_tokens"]:,} tokens, '
     f'{facts["train_flops"]:.3g} FLOPs in all\n'
     f'memory: parameters, gradient and {facts["config"]["optim"]["name"]} moments in float32; '
-    'activations: an estimate, the least a micro-batch has to keep; JAX keeps up to twice as much'
+    'activations: an estimate, the least a micro-batch keeps; JAX keeps up to about twice as much'
   )
 
 
@@ -136,15 +136,16 @@ def _print_forward(out: Console, parts: list[dict]) -> None:
   from rich.text import Text
 
   rows = [_row(tensor) for part in parts for tensor in part['tensors']]
-  name, shape, _, size = (max(map(len, column)) for column in zip(*rows, strict=True))
+  name, shape, made, size = (max(map(len, column)) for column in zip(*rows, strict=True))
+  made = min(made, out.width - name - shape - size - 6)
   out.print('Forward pass; on the right MiB kept for backward', style='italic')
   for part in parts:
     times = f' × {part["times"]}' * (part['times'] > 1)
     out.print(Text(part['name'], style='bold'), times, sep='')
-    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=name, no_wrap=True)
     table.add_column(width=shape, no_wrap=True)
-    table.add_column(ratio=1)
+    table.add_column(width=made)
     table.add_column(width=size, justify='right', no_wrap=True)
     for tensor in part['tensors']:
       table.add_row(*map(Text, _row(tensor)))

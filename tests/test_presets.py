@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer import count, optimizer, state
+from transformer import count, optimizer, state, tensors
 from transformer.config import PRESETS, Config, resolve
 
 BASE, BIG = 'vaswani_base', 'vaswani_big'
@@ -110,3 +113,20 @@ def test_settings_of_the_paper():
     assert config.optim.name == 'adam(b2=0.98, eps=1e-09)'  # β₁ .9 is its default
     assert config.optim.weight_decay == 0 and config.loss.label_smoothing == 0.1
     assert config.data.batch_size * config.data.seq_len == pytest.approx(25_000, rel=0.03)
+
+
+def test_the_numbers_of_the_page_on_conventions():
+  page = (Path(__file__).parents[1] / 'docs/conventions.md').read_text()
+  rows = [re.split(r' ?\| ?', line)[1:-1] for line in re.findall(r'^\| 64 .*', page, re.M)]
+  assert [row[1] for row in rows] == ['64', '32', '128']
+  for d_k, d_v, value, mixed, out, params, flops in rows:
+    config = of(BASE, **{'model.head_dim': int(d_k), 'model.v_head_dim': int(d_v)})
+    shapes = count.shapes(config)
+    assert value == ' × '.join(map(str, shapes['layers/attention/value'][1:]))
+    assert out == ' × '.join(map(str, shapes['layers/attention/out'][1:]))
+    of_part = {t.name: t.shape for part in tensors.forward(config) for t in part.tensors}
+    assert mixed == str(of_part['mixed_BTNW'])
+    assert params == f'{count.params(config):,}'
+    assert flops == f'{count.flops_per_token(config):,}'
+  for preset in (BASE, BIG):
+    assert f'{count.params(of(preset)):,}' in page

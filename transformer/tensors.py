@@ -3,7 +3,7 @@
 Plain arithmetic on a resolved config. What is kept is the least that each operation's gradient
 needs: a product keeps both factors, a norm and an activation their inputs, softmax its result,
 dropout its mask, the loss the logits. Parameters are not counted here, nor numbers of which there
-are as many as tokens. JAX differentiates finer steps than these and keeps up to twice as much
+are as many as tokens. JAX differentiates finer steps than these and keeps up to about twice as much
 (tests/test_tensors.py).
 """
 
