@@ -1,6 +1,7 @@
-"""Parameters and FLOPs of a Transformer by part, before any array exists.
+"""Every tensor of a Transformer, its parameters, FLOPs and memory, before any array exists.
 
 python -m experiments.describe --preset=gpt2
+python -m experiments.describe --preset=vaswani_base --model.v_head_dim=32
 python -m experiments.describe --model.d_model=512 --ffn.activation=swiglu --ffn.ratio=2.667
 python -m experiments.describe --ffn.ratios='ramp(2,6)' --model.num_kv_heads=2
 python -m experiments.describe --model.num_layers=2 --coordinates
@@ -13,12 +14,18 @@ given there are more of them instead. A minute or two.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformer import axes, count, flags
+from experiments import lab
+from transformer import axes, count, flags, memory, tensors
 from transformer.config import Config, ratios, resolve, widths
+
+if TYPE_CHECKING:
+  from rich.console import Console
 
 flags.define()
 JSON = flags.script_flag('bool', 'json', False, 'print one JSON object instead of tables')
@@ -68,14 +75,17 @@ def describe(asked: Config, config: Config) -> dict:
   return {
     'params': count.params(config),
     'params_by_part': by_part,
-    'ffn_share_of_block': by_part['ffn'] / (by_part['ffn'] + by_part['attention']),
+    'ffn_share_of_block': _share(by_part),
+    'ffn_share_of_block_flops': _share(flops),
     'd_ff': {'target': wanted, 'achieved': config.ffn.d_ff, 'ratio': config.ffn.ratio},
     'd_ff_by_layer': widths(config),
     'flops_per_token': count.flops_per_token(config),
     'forward_flops_per_token_by_part': flops,
     'train_tokens': count.train_tokens(config),
     'train_flops': count.train_flops(config),
-    'state_bytes': 12 * count.params(config),
+    'state_bytes': memory.state(config),
+    'activation_bytes': tensors.kept_bytes(config),
+    'forward': [dataclasses.asdict(part) for part in tensors.forward(config)],
     'tensors': [
       {'path': path, 'letters': axes.letters(path), 'shape': shape, 'params': prod(shape)}
       for path, shape in count.shapes(config).items()
@@ -84,34 +94,71 @@ def describe(asked: Config, config: Config) -> dict:
   }
 
 
+def _share(parts: dict[str, float]) -> float:
+  """The FFN's of what attention and FFN have together."""
+  return parts['ffn'] / sum(n for part, n in parts.items() if 'attention' in part or part == 'ffn')
+
+
 def _print(facts: dict) -> None:
-  from rich.console import Console
   from rich.table import Table
 
-  out = Console()
-  tensors = Table('tensor', title='Parameters', title_justify='left')
+  out = lab.console()
+  params = Table('tensor', title='Parameters', title_justify='left')
   for heading in ('letters', 'shape', 'parameters'):
-    tensors.add_column(heading, justify='left' if heading == 'letters' else 'right')
+    params.add_column(heading, justify='left' if heading == 'letters' else 'right')
   for row in facts['tensors']:
     shape = ' × '.join(f'{n:,}' for n in row['shape'])
-    tensors.add_row(row['path'], row['letters'], shape, f'{row["params"]:,}')
-  out.print(tensors)
-  used = {letter for row in facts['tensors'] for letter in row['letters']}
+    params.add_row(row['path'], row['letters'], shape, f'{row["params"]:,}')
+  out.print(params)
+  _print_forward(out, facts['forward'])
+  inside = [t['name'].rpartition('_')[2] for part in facts['forward'] for t in part['tensors']]
+  used = set(''.join([*inside, *(row['letters'] for row in facts['tensors'])]))
   out.print('; '.join(f'{k}: {axes.LETTERS[k].meaning}' for k in axes.LETTERS if k in used))
   out.print()
   _print_parts(out, 'Parameters by part', facts['params_by_part'])
   _print_parts(out, 'Forward FLOPs per token', facts['forward_flops_per_token_by_part'])
+  kept = {'activations for backward': facts['activation_bytes']}
+  _print_parts(out, 'Memory in bytes', facts['state_bytes'] | kept)
   if found := facts.get('coordinates'):
     _print_slopes(out, found)
   out.print(
     f'{_heads(facts["config"]["model"])}\n{_widths(facts)}\n'
     f'training: {facts["flops_per_token"]:,} FLOPs a token, {facts["train_tokens"]:,} tokens, '
     f'{facts["train_flops"]:.3g} FLOPs in all\n'
-    f'parameters and AdamW moments in float32: {facts["state_bytes"] / 2**20:,.1f} MiB'
+    f'memory: parameters, gradient and {facts["config"]["optim"]["name"]} moments in float32; '
+    'activations: an estimate, the least a micro-batch keeps; JAX keeps up to about twice as much'
   )
 
 
-def _print_slopes(out, sweeps: list[dict]) -> None:
+def _print_forward(out: Console, parts: list[dict]) -> None:
+  """A block of lines a part, all with the same columns."""
+  from rich.table import Table
+  from rich.text import Text
+
+  rows = [_row(tensor) for part in parts for tensor in part['tensors']]
+  name, shape, made, size = (max(map(len, column)) for column in zip(*rows, strict=True))
+  made = min(made, out.width - name - shape - size - 6)
+  out.print('Forward pass; on the right MiB kept for backward', style='italic')
+  for part in parts:
+    times = f' × {part["times"]}' * (part['times'] > 1)
+    out.print(Text(part['name'], style='bold'), times, sep='')
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=name, no_wrap=True)
+    table.add_column(width=shape, no_wrap=True)
+    table.add_column(width=made)
+    table.add_column(width=size, justify='right', no_wrap=True)
+    for tensor in part['tensors']:
+      table.add_row(*map(Text, _row(tensor)))
+    out.print(table)
+    out.print()
+
+
+def _row(tensor: dict) -> tuple[str, str, str, str]:
+  kept = f'{tensor["bytes"] / 2**20:,.2f}' if tensor['kept'] else ''
+  return f'  {tensor["name"]}', str(tuple(tensor['shape'])), tensor['made'], kept
+
+
+def _print_slopes(out: Console, sweeps: list[dict]) -> None:
   from rich.table import Table
 
   table = Table('tensor', title=f'Slopes of log size by log width; {PLOT}', title_justify='left')
@@ -142,11 +189,12 @@ def _widths(facts: dict) -> str:
   return (
     f'd_ff {d_ff["achieved"]:,}{" on average" * many} for a target of {d_ff["target"]:,.6g}, '
     f'ratio {d_ff["ratio"]:.4g}{by_layer}; '
-    f'the FFN holds {facts["ffn_share_of_block"]:.1%} of a block'
+    f"the FFN holds {facts['ffn_share_of_block']:.1%} of the blocks' parameters and does "
+    f'{facts["ffn_share_of_block_flops"]:.1%} of their FLOPs'
   )
 
 
-def _print_parts(out, title: str, parts: dict[str, int]) -> None:
+def _print_parts(out: Console, title: str, parts: dict[str, float]) -> None:
   from rich.table import Table
 
   table, total = Table(title=title, title_justify='left'), sum(parts.values())

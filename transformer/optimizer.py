@@ -184,7 +184,7 @@ def _matrices(tree: dict) -> dict:
   """A tree of parameters with heads and head width as one dimension."""
 
   def one(path: tuple, x: jax.Array) -> jax.Array:
-    heads = re.search('[NK]H', axes.letters(path_of(path)))
+    heads = re.search('[NK][HW]', axes.letters(path_of(path)))
     return x.reshape(*x.shape[: heads.start()], -1, *x.shape[heads.end() :]) if heads else x
 
   return jax.tree_util.tree_map_with_path(one, tree)

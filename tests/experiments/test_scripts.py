@@ -1,4 +1,4 @@
-"""describe, benchmark and generate, each from the command line."""
+"""benchmark and generate, each from the command line."""
 
 from __future__ import annotations
 
@@ -8,41 +8,6 @@ from pathlib import Path
 from tests import processes
 
 SMALL = processes.flags(processes.TINY)
-
-
-def test_describe_counts_gpt2_as_published() -> None:
-  """124,439,808: the parameters of the released 124M model (Radford et al. 2019)."""
-  told = json.loads(processes.run('experiments.describe', '--preset=gpt2', '--json').stdout)
-  assert told['params'] == 124_439_808
-  assert sum(told['params_by_part'].values()) == told['params']
-  assert sum(t['params'] for t in told['tensors']) == told['params']
-  assert abs(told['ffn_share_of_block'] - 2 / 3) < 0.001
-  assert told['flops_per_token'] == 3 * sum(told['forward_flops_per_token_by_part'].values())
-
-
-def test_describe_tells_the_width_asked_and_achieved() -> None:
-  shape = (
-    '--model.d_model=100',
-    '--model.num_heads=5',
-    '--ffn.ratio=2.667',
-    '--ffn.multiple_of=64',
-  )
-  told = json.loads(processes.run('experiments.describe', *shape, '--json').stdout)
-  assert told['d_ff'] == {'target': 266.7, 'achieved': 256, 'ratio': 2.56}
-  assert 'd_ff 256 for a target of 266.7' in processes.run('experiments.describe', *shape).stdout
-
-
-def test_describe_tells_widths_by_layer_and_shared_heads() -> None:
-  shape = ('--model.num_layers=3', '--ffn.ratios=ramp(2,4)', '--model.num_kv_heads=2')
-  told = json.loads(processes.run('experiments.describe', *shape, '--json').stdout)
-  assert told['d_ff'] == {'target': 768.0, 'achieved': 768, 'ratio': 3.0}
-  assert told['d_ff_by_layer'] == [512, 768, 1024]
-  shown = ' '.join(processes.run('experiments.describe', *shape).stdout.split())
-  assert 'attention: 4 heads of 64, 2 of keys and values' in shown
-  assert 'd_ff 768 on average for a target of 768, ratio 3 (by layer: 512, 768, 1,024)' in shown
-  bare = processes.run('experiments.describe', '--model.num_heads=0', '--model.positions=none')
-  assert '\nno attention\n' in bare.stdout
-  assert '\nno FFN\n' in processes.run('experiments.describe', '--ffn.ratio=0').stdout
 
 
 def test_benchmark_prints_one_object_with_the_agreed_names() -> None:

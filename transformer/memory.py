@@ -1,0 +1,42 @@
+"""Bytes that training a resolved config holds from step to step; activations are in tensors.py."""
+
+from __future__ import annotations
+
+import re
+from math import prod
+
+from transformer import axes, count, parametrization, spec
+from transformer.config import Config
+
+
+def state(config: Config) -> dict[str, int]:
+  """Bytes of float32, over all devices: 'parameters', their 'gradient', the optimizer's 'moments'.
+
+  And 'average' with --optim.ema.
+  """
+  shapes, numbers = count.shapes(config), count.params(config)
+  optimizer = spec.parse('optim.name', config.optim.name)
+  moments = sum(_moments(optimizer, path, shape) for path, shape in shapes.items())
+  average = {'average': 4 * numbers} if config.optim.ema else {}
+  return {'parameters': 4 * numbers, 'gradient': 4 * numbers, 'moments': 4 * moments, **average}
+
+
+def _moments(optimizer: object, path: str, shape: tuple[int, ...]) -> int:
+  """Numbers an optimizer keeps of one parameter between steps."""
+  if optimizer.variant == 'adafactor':
+    return _factored(optimizer, path, shape)
+  each = {'adamw': 2, 'adam': 2, 'sgd': 1, 'lion': 1}
+  each['muon'] = 1 if parametrization.hidden(path) else each['adam']
+  return each[optimizer.variant] * prod(shape)
+
+
+def _factored(optimizer: object, path: str, shape: tuple[int, ...]) -> int:
+  """A row and a column of a matrix whose heads and head width are one dimension, layer by layer."""
+  letters, layers = axes.letters(path), 1
+  if letters.startswith('L'):
+    letters, (layers, *shape) = letters[1:], shape
+  if heads := re.search('[NK][HW]', letters):
+    shape = (*shape[: heads.start()], prod(shape[slice(*heads.span())]), *shape[heads.end() :])
+  if len(shape) < 2 or min(shape) < optimizer.factor_from:
+    return layers * prod(shape)
+  return layers * sum(shape)
