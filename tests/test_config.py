@@ -26,7 +26,7 @@ from transformer.errors import UserError
 from transformer.spec import declare
 
 CHANGED = {  # a value of every setting that is not the one of BASE
-  'model.architecture': 'encoder_decoder',
+  'model.architecture': 'encoder',
   'model.d_model': 512,
   'model.num_layers': 3,
   'model.num_encoder_layers': 9,
@@ -131,10 +131,15 @@ OF_SOURCE = (
   *('model.num_encoder_layers', 'model.shared_source', 'data.source_len'),
   *('ffn.encoder_ratios', 'ffn.encoder_activation'),
 )
-ARCHITECTURES = {  # in which a setting acts, where it does not in a decoder
-  **dict.fromkeys(('model.token_types', 'data.mask_token', 'loss.mask_rate'), 'encoder'),
-  **dict.fromkeys(OF_SOURCE, 'encoder_decoder'),
-}
+OF_MASKS = ('model.token_types', 'data.mask_token', 'loss.mask_rate')
+SOURCES = {'model.architecture': 'encoder_decoder', 'data.source': 'stdlib'}
+
+
+def where(path: str) -> dict:
+  """What makes a setting act, if it does not in a decoder."""
+  if path in OF_MASKS:
+    return {'model.architecture': 'encoder'}
+  return SOURCES if path in OF_SOURCE else {}
 
 
 def error(function, *args, **kwargs) -> str:
@@ -154,7 +159,7 @@ def test_every_setting_is_declared_whole():
 
 @pytest.mark.parametrize('path', CHANGED)
 def test_what_a_setting_touches(path):
-  base = BASE.replace(**{'model.architecture': ARCHITECTURES.get(path, 'decoder')})
+  base = BASE.replace(**where(path))
   before, after = resolve(base), resolve(base.replace(**{path: CHANGED[path]}))
   assert before.get(path) != after.get(path)
   kind = 'traced' if path in TRACED_ARGUMENT else SETTINGS[path].metadata['kind']
@@ -238,10 +243,17 @@ def test_hyper_is_what_the_step_reads():
   }
 
 
-@pytest.mark.parametrize('preset', [*PRESETS, 'decoder', 'encoder', 'encoder_decoder'])
-def test_json_and_resolve_are_idempotent(preset):
-  everything = CHANGED | ALONE | {'model.architecture': preset}
-  asked = Config().replace(**PRESETS.get(preset, everything))
+@pytest.mark.parametrize(
+  'changes',
+  [
+    *PRESETS.values(),
+    CHANGED | ALONE,
+    CHANGED | ALONE | SOURCES,
+    CHANGED | ALONE | {'model.architecture': 'decoder'},
+  ],
+)
+def test_json_and_resolve_are_idempotent(changes):
+  asked = Config().replace(**changes)
   resolved = resolve(asked)
   assert resolve(resolved) == resolved
   for config in (asked, resolved):
