@@ -58,9 +58,7 @@ class Subword:
     facts = tokenizer_file.facts(self._json, where)
     self.vocab_size = facts.vocab_size
     # From the library's ids to ours.
-    self._ours = np.arange(facts.entries, dtype=np.int32) + (facts.end is None)
-    if facts.end:
-      self._ours[[0, facts.end]] = facts.end, 0
+    self._ours = np.array(tokenizer_file.rearranged(facts.entries, facts.end), np.int32)
     self._theirs = np.zeros(self.vocab_size, np.int64)
     self._theirs[self._ours] = np.arange(facts.entries)
     self.unknown = None if facts.unknown is None else int(self._ours[facts.unknown])
