@@ -9,7 +9,7 @@ import pytest
 
 from tests import battery, reference
 from transformer.attention import Attention
-from transformer.ops.attention import attention, causal_mask, scores, soft_cap
+from transformer.ops.attention import attention, scores, self_mask, soft_cap
 from transformer.positions import alibi
 
 B, T, N, H = 2, 6, 3, 4
@@ -20,7 +20,7 @@ SEGMENTS = np.array([[1, 1, 1, 2, 2, 3], [0, 1, 1, 1, 1, 1]])
 X = RNG.normal(size=(B, T, D)).astype(np.float32)
 
 
-ALIBI = np.asarray(alibi(T, N))
+ALIBI = np.asarray(alibi(np.subtract.outer(np.arange(T), np.arange(T)), N))
 VARIANTS = {  # how attention is called: ours, the oracle
   'plain': ({}, {}),
   'biased': ({'bias_NTS': ALIBI}, {'bias': lambda n, distance: ALIBI[n, distance, 0]}),
@@ -39,7 +39,7 @@ def oracle(query, key, value, segments=SEGMENTS, **how) -> np.ndarray:
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_against_loops_over_queries_and_keys(variant):
-  mask = causal_mask(T, jnp.asarray(SEGMENTS))
+  mask = self_mask(jnp.asarray(SEGMENTS), causal=True)
   ours, theirs = VARIANTS[variant]
   got = attention(QUERY, KEY, VALUE, mask, **ours)
   expected = oracle(QUERY, KEY, VALUE, **theirs)
@@ -54,7 +54,7 @@ def test_neighbouring_queries_share_a_key_and_value_head(heads, kv_heads):
   """Query n looks at head n // (N/K), and not at n % K."""
   query = RNG.normal(size=(B, T, heads, H)).astype(np.float32)
   key, value = RNG.normal(size=(2, B, T, kv_heads, H)).astype(np.float32)
-  mask = causal_mask(T, jnp.asarray(SEGMENTS))
+  mask = self_mask(jnp.asarray(SEGMENTS), causal=True)
   got = attention(query, key, value, mask)
   np.testing.assert_allclose(got, oracle(query, key, value), atol=2e-6)
   full = [np.repeat(x, heads // kv_heads, axis=2) for x in (key, value)]
@@ -84,7 +84,7 @@ def test_soft_cap():
 
 
 def test_gradient_against_finite_differences():
-  mask = causal_mask(T, jnp.asarray(SEGMENTS))
+  mask = self_mask(jnp.asarray(SEGMENTS), causal=True)
   args = (QUERY, KEY, VALUE)
   projection = RNG.normal(size=VALUE.shape)
   total = lambda *a: jnp.sum(attention(*a, mask) * projection)  # noqa: E731
@@ -100,9 +100,14 @@ def test_gradient_against_finite_differences():
 
 
 def test_causal_mask_by_hand():
-  mask = np.asarray(causal_mask(4, jnp.array([[1, 1, 2, 2]]))).astype(int)
+  mask = np.asarray(self_mask(jnp.array([[1, 1, 2, 2]]), causal=True)).astype(int)
   assert mask.tolist() == [[[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]]
-  assert np.array_equal(causal_mask(4, None), np.tril(np.ones((1, 4, 4), bool)))
+  one = jnp.zeros((1, 4))
+  assert np.array_equal(self_mask(one, causal=True), np.tril(np.ones((1, 4, 4), bool)))
+  narrow = np.asarray(self_mask(one, causal=True, window=2)).astype(int)
+  assert narrow.tolist() == [[[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]]
+  both = np.asarray(self_mask(jnp.array([[1, 1, 1, -1]]), causal=False, window=2)).astype(int)
+  assert both.tolist() == [[[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]]
 
 
 def test_hand_derived():
@@ -115,14 +120,15 @@ def test_hand_derived():
 
 
 def test_large_scores_and_a_masked_row_stay_finite():
-  assert np.all(np.isfinite(attention(1e4 * QUERY, KEY, VALUE, causal_mask(T, None))))
+  mask = self_mask(jnp.zeros((1, T)), causal=True)
+  assert np.all(np.isfinite(attention(1e4 * QUERY, KEY, VALUE, mask)))
   nothing = attention(QUERY, KEY, VALUE, jnp.zeros((1, T, T), bool))
   assert np.all(np.isfinite(nothing))
 
 
 def test_masked_keys_have_no_gradient():
   """Not even a little: what is masked is cut, not made small."""
-  mask = causal_mask(T, jnp.asarray(SEGMENTS))
+  mask = self_mask(jnp.asarray(SEGMENTS), causal=True)
   last = lambda key, value: jnp.sum(attention(QUERY, key, value, mask)[:, 4])  # noqa: E731
   for grad in jax.grad(last, argnums=(0, 1))(KEY, VALUE):
     seen = np.any(np.asarray(grad) != 0, axis=(2, 3))
@@ -132,7 +138,7 @@ def test_masked_keys_have_no_gradient():
 
 def test_softmax_is_float32_under_bfloat16():
   args = [jnp.asarray(a, jnp.bfloat16) for a in (QUERY, KEY, VALUE)]
-  got = attention(*args, causal_mask(T, jnp.asarray(SEGMENTS)))
+  got = attention(*args, self_mask(jnp.asarray(SEGMENTS), causal=True))
   assert got.dtype == jnp.bfloat16
   exact = oracle(*(np.asarray(a, np.float64) for a in args))
   np.testing.assert_allclose(np.asarray(got, np.float64), exact, atol=0.1)
@@ -154,7 +160,7 @@ def test_module_against_loops(name):
   settings, theirs = MODULES[name]
   module = Attention(N, H, **settings)
   where = np.stack([reference.positions(row) for row in SEGMENTS])
-  args = jnp.asarray(X), causal_mask(T, jnp.asarray(SEGMENTS)), jnp.asarray(where)
+  args = jnp.asarray(X), self_mask(jnp.asarray(SEGMENTS), causal=True), jnp.asarray(where)
   weights = battery.jiggle(jax.jit(module.init)(jax.random.key(0), *args)['params'])
   apply = jax.jit(lambda w: module.apply({'params': w}, *args))
   rows = zip(np.float64(X), SEGMENTS, strict=True)
@@ -172,9 +178,9 @@ def test_module_against_loops(name):
 
 @pytest.mark.parametrize('factor', [0.0, 0.5])
 def test_out_begins_at_its_factor(factor):
-  x, mask, where = jnp.asarray(X), causal_mask(T, None), jnp.arange(T)[None]
+  x, mask, where = jnp.asarray(X), self_mask(jnp.zeros((1, T)), causal=True), jnp.arange(T)[None]
   tree = [
-    Attention(N, H, out_init=f, num_layers=2).init(jax.random.key(0), x, mask, where)['params']
+    Attention(N, H, out_init=f, branches=4).init(jax.random.key(0), x, mask, where)['params']
     for f in (1.0, factor)
   ]
   for name in tree[0]:
@@ -185,7 +191,7 @@ def test_out_begins_at_its_factor(factor):
 def test_queries_and_keys_are_normed_over_the_width_of_a_head():
   """With qk_norm, scores stay below √H · |scale| however large the weights are."""
   module = Attention(N, H, positions='none', qk_norm=True)
-  args = jnp.asarray(X), causal_mask(T, None), jnp.arange(T)[None]
+  args = jnp.asarray(X), self_mask(jnp.zeros((1, T)), causal=True), jnp.arange(T)[None]
   weights = module.init(jax.random.key(0), *args)['params']
   assert weights['query_norm']['scale'].shape == weights['key_norm']['scale'].shape == (H,)
   large = weights | {name: 100 * weights[name] for name in ('query', 'key')}
@@ -199,7 +205,8 @@ def test_scores_have_unit_variance_at_init(width):
   x = jnp.asarray(RNG.normal(size=(4, 32, 64)).astype(np.float32))
   module = Attention(4, width)
   where = jnp.arange(32)[None]
-  weights = module.init(jax.random.key(1), x, causal_mask(32, None), where)['params']
+  mask = self_mask(jnp.zeros((1, 32)), causal=True)
+  weights = module.init(jax.random.key(1), x, mask, where)['params']
   query = np.einsum('btd,dnh->btnh', x, weights['query'])
   key = np.einsum('btd,dnh->btnh', x, weights['key'])
   scores = np.einsum('btnh,bsnh->bnts', query, key) / width**0.5

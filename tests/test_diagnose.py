@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.battery import flat, jiggle, poke, tiny, tokens
-from transformer import count, diagnose, model, parallel, state, step
+from transformer import count, diagnose, model, objective, parallel, state, step
 from transformer.config import Config
 from transformer.layers import ORDER
 from transformer.metrics import spread
@@ -41,7 +41,7 @@ def _training(config: Config, current: TrainState, batch: dict) -> dict[str, flo
 
 def _kept(config: Config, params: dict, batch: dict) -> tuple[dict, np.ndarray]:
   """What one layer's FFN was given and made of it, (N, F) over tokens that have a target."""
-  inputs_BT, _, weights_BT, segments_BT = step.split(batch['tokens'])
+  inputs_BT, _, weights_BT, segments_BT = objective.split(batch['tokens'])
   apply = model.build(config).apply
   _, seen = apply({'params': params}, inputs_BT, segments_BT, mutable=['diagnostics'])
   kept = jax.device_get(seen['diagnostics']['layers'])

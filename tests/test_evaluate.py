@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import battery
-from transformer import evaluate, loss, model, params, step
+from transformer import evaluate, loss, model, objective, params
 
 
 def chunks(*sizes):
@@ -67,7 +67,7 @@ def test_per_token_nats_add_up_to_the_loss(tiny):
   tokens = tokens_of(config, 2 * (config.data.seq_len + 1)).reshape(2, -1).astype(np.int32)
   tokens[1, 5:] = -1
   nats = evaluate.per_token_nats(config, weights, tokens)
-  inputs, targets, mask, segments = step.split(jnp.asarray(tokens))
+  inputs, targets, mask, segments = objective.split(jnp.asarray(tokens))
   logits, _ = model.build(config).apply({'params': weights}, inputs, segments)
   total, count = loss.sums(logits, targets, mask, 0.0, 0.0)[1]
   assert float(nats.sum()) == pytest.approx(float(total), rel=1e-6)

@@ -203,7 +203,7 @@ class TestDropout:
 @pytest.mark.parametrize('factor', [0.0, 0.5, 3.0])
 def test_down_begins_at_its_factor(factor):
   """Deviation factor · 1/√F / √(2 · layers); 0: y is 0, and yet `down` learns."""
-  make_one = functools.partial(FFN, 64, num_layers=8)
+  make_one = functools.partial(FFN, 64, branches=16)
   x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 64)), jnp.float32)
   ffn, one = make_one(down_init=factor), make_one()
   weights, usual = (f.init(jax.random.key(0), x)['params'] for f in (ffn, one))

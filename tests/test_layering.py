@@ -33,9 +33,12 @@ LAYERS = {
     0,
   ),
   **dict.fromkeys(
-    ('activations', 'layers', 'positions', 'attention', 'ffn', 'params', 'model', 'ops'), 1
+    ('activations', 'layers', 'positions', 'attention', 'ffn', 'params', 'block', 'model', 'ops'),
+    1,
   ),
-  **dict.fromkeys(('loss', 'optimizer', 'schedules', 'state', 'step', 'parallel', 'population'), 2),
+  **dict.fromkeys(
+    ('loss', 'objective', 'optimizer', 'schedules', 'state', 'step', 'parallel', 'population'), 2
+  ),
 }
 HOST, LAUNCH, EXPERIMENTS, TESTS = 3, 3, 4, 5
 

@@ -93,16 +93,29 @@ def test_sinusoid_by_hand():
   assert sinusoid(jnp.array([[0]]), 4).tolist() == [[[0, 0, 1, 1]]]
 
 
+def back(length: int) -> np.ndarray:
+  """Distances t − s."""
+  return np.subtract.outer(np.arange(length), np.arange(length))
+
+
 def test_relative_buckets_by_hand():
   """6 buckets up to distance 12: 0, 1, 2 alone; 3 + ⌊3 log(t/3)/log 4⌋ from there, 5 at most.
 
   log(t/3)/log 4 reaches 1/3 at 3 · 4^(1/3) = 4.76 and 2/3 at 3 · 4^(2/3) = 7.56.
   """
-  bucket_TS = np.asarray(relative_buckets(15, 6, 12))
+  bucket_TS = np.asarray(relative_buckets(back(15), 6, 12))
   expected = [0, 1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5]
   assert bucket_TS[:, 0].tolist() == expected
   for t in range(15):  # of the distance alone; what lies ahead, which no query sees, is 0
     assert bucket_TS[t].tolist() == expected[: t + 1][::-1] + [0] * (14 - t)
+
+
+def test_relative_buckets_both_ways_by_hand():
+  """12 buckets: 6 for keys behind, as above, and 6 to 11 for keys ahead at the same distance."""
+  bucket_TS = np.asarray(relative_buckets(back(15), 12, 12, causal=False))
+  one_way = np.asarray(relative_buckets(back(15), 6, 12))
+  assert np.array_equal(np.tril(bucket_TS), np.tril(one_way))
+  assert np.array_equal(np.triu(bucket_TS, 1), np.triu(one_way.T + 6, 1))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +124,7 @@ def test_relative_buckets_by_hand():
 def test_relative_buckets_against_the_formula(buckets, max_distance):
   """Also in that all buckets are in use by max_distance, in order, and none besides."""
   length = 2 * max_distance + 5
-  got = np.asarray(relative_buckets(length, buckets, max_distance))[:, 0]
+  got = np.asarray(relative_buckets(back(length), buckets, max_distance))[:, 0]
   expected = [reference.bucket(distance, buckets, max_distance) for distance in range(length)]
   assert np.all(np.diff(got) >= 0) and got[0] == 0
   assert got[max_distance:].tolist() == [buckets - 1] * (length - max_distance)
@@ -136,10 +149,10 @@ def test_relative_wants_room_for_its_buckets(text, message):
 
 def test_alibi_by_hand():
   """Eight heads: slopes 1/2, 1/4, …, 1/256 (Press et al. 2022, §3)."""
-  bias_NTS = np.asarray(alibi(5, 8))
+  bias_NTS = np.asarray(alibi(back(5), 8))
   for n in range(8):
     for t in range(5):
       assert bias_NTS[n, t, : t + 1].tolist() == [
         -(2.0 ** -(n + 1)) * (t - s) for s in range(t + 1)
       ]
-  assert np.asarray(alibi(3, 2))[:, 2, 0].tolist() == [-2 / 16, -2 / 256]
+  assert np.asarray(alibi(back(3), 2))[:, 2, 0].tolist() == [-2 / 16, -2 / 256]

@@ -1,4 +1,4 @@
-"""Multi-head self-attention."""
+"""Multi-head attention: of a sequence on itself, or on another one."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import jax
 import jax.numpy as jnp
 
 from transformer import spec
-from transformer.layers import Norm, observe, shard
-from transformer.ops.attention import attention, scores
+from transformer.layers import Norm, keep, observe, shard
+from transformer.ops.attention import attention, mix, scores, weights
 from transformer.ops.product import product
 from transformer.params import initializer
 from transformer.positions import rotate
 
 
 class Attention(nn.Module):
-  """Multi-head attention (Vaswani et al. 2017, §3.2.2) of a sequence on itself.
+  """Multi-head attention (Vaswani et al. 2017, §3.2.2).
 
   num_kv_heads: heads of keys and values, each shared by num_heads / num_kv_heads queries
-  (Ainslie et al. 2023); 0: num_heads. positions: a variant of model.positions; only rotary acts
-  here. qk_norm: RMSNorm of queries and keys over H (Henry et al. 2020). qkv_bias, out_bias: biases.
-  out_init: factor on the initial deviation of `out`. scale: of the scores; 0: 1/√H. cap: of the
-  scores. num_layers: depth of the residual stream it writes to.
+  (Ainslie et al. 2023); 0: num_heads. v_head_dim: width W of the values, d_v; 0: head_dim.
+  positions: a variant of model.positions; only rotary acts here. qk_norm: RMSNorm of queries and
+  keys over H (Henry et al. 2020). qkv_bias, out_bias: biases. out_init: factor on the initial
+  deviation of `out`. scale: of the scores; 0: 1/√H. cap: of the scores. branches: how many write
+  into the residual stream that it writes to. cross: keys and values come from another sequence.
   """
 
   num_heads: int
   head_dim: int
   num_kv_heads: int = 0
+  v_head_dim: int = 0
   positions: str = 'rotary'
   qk_norm: bool = False
   qkv_bias: bool = False
@@ -34,7 +36,8 @@ class Attention(nn.Module):
   out_init: float = 1.0
   scale: float = 0.0
   cap: float = 0.0
-  num_layers: int = 0
+  branches: int = 0
+  cross: bool = False
 
   @nn.compact
   def __call__(
@@ -43,36 +46,87 @@ class Attention(nn.Module):
     mask_BTS: jax.Array,
     positions_BT: jax.Array,
     bias_NTS: jax.Array | None = None,
+    memory_BSD: jax.Array | None = None,
+    slot: jax.Array | None = None,
+    weights_BNTS: jax.Array | None = None,
   ) -> jax.Array:
-    """positions_BT: of rotary. bias_NTS: added to the scores. Returns y_BTD."""
-    d_model, kv_heads = x_BTD.shape[-1], self.num_kv_heads or self.num_heads
-    query_BTNH = self._project('query', 'BTNH', x_BTD, self.num_heads)
-    key_BTKH = self._project('key', 'BTKH', x_BTD, kv_heads)
-    value_BTKH = self._project('value', 'BTKH', x_BTD, kv_heads)
-    if self.qk_norm:
-      query_BTNH = Norm('rmsnorm', 'query_norm/scale', name='query_norm')(query_BTNH)
-      key_BTKH = Norm('rmsnorm', 'key_norm/scale', name='key_norm')(key_BTKH)
-    variant = spec.parse('model.positions', self.positions)
-    if variant.variant == 'rotary':
-      query_BTNH = rotate(query_BTNH, positions_BT, variant.base)
-      key_BTKH = rotate(key_BTKH, positions_BT, variant.base)
-    how = dict(scale=self.scale or self.head_dim**-0.5, bias_NTS=bias_NTS, cap=self.cap)
-    mixed_BTNH = attention(query_BTNH, key_BTKH, value_BTKH, mask_BTS, **how)
-    if self.is_mutable_collection('observed'):  # a fast path may never hold the scores
-      scores_BNTS = scores(query_BTNH, key_BTKH, **how)
-      observe(self, 'scores', jnp.where(mask_BTS[:, None], scores_BNTS, 0.0))
-    observe(self, 'mixed', mixed_BTNH)
-    init = initializer('attention/out', self.num_layers, self.out_init)
-    out_NHD = self.param('out', init, (self.num_heads, self.head_dim, d_model))
-    y_BTD = product('btnh,nhd->btd', mixed_BTNH, out_NHD)
+    """positions_BT: of rotary. bias_NTS: added to the scores. Returns y_BTD.
+
+    memory_BSD: of cross-attention, the sequence looked at. weights_BNTS: what each query takes of
+    each value, in place of the softmax of scores.
+
+    slot: where the keys and values of these tokens go in the collection 'cache', (B, S, K, ·) that
+    the caller made; S are then its slots. Cross-attention keeps all keys and values of a memory
+    that is given, and without one reads what it kept.
+    """
+    y_BTNW = self._mixed(x_BTD, mask_BTS, positions_BT, bias_NTS, memory_BSD, slot, weights_BNTS)
+    observe(self, 'mixed', y_BTNW)
+    init = initializer('attention/out', self.branches, self.out_init)
+    out_NWD = self.param('out', init, (*y_BTNW.shape[2:], x_BTD.shape[-1]))
+    y_BTD = product('btnw,nwd->btd', y_BTNW, out_NWD)
     if self.out_bias:
-      bias_D = self.param('out_bias', initializer('attention/out_bias'), (d_model,))
+      bias_D = self.param('out_bias', initializer('attention/out_bias'), x_BTD.shape[-1:])
       y_BTD += bias_D.astype(y_BTD.dtype)
     observe(self, 'out', y_BTD)
     return shard(y_BTD, 'BTD')
 
-  def _project(self, name: str, letters: str, x_BTD: jax.Array, heads: int) -> jax.Array:
-    shape = (x_BTD.shape[-1], heads, self.head_dim)
+  def _mixed(
+    self, x_BTD, mask_BTS, positions_BT, bias_NTS, memory_BSD, slot, weights_BNTS
+  ) -> jax.Array:
+    """The heads' values, mixed over positions."""
+    query_BTNH = self._project('query', 'BTNH', x_BTD, self.num_heads, self.head_dim)
+    if self.qk_norm:
+      query_BTNH = Norm('rmsnorm', 'query_norm/scale', name='query_norm')(query_BTNH)
+    query_BTNH = self._turn(query_BTNH, positions_BT)
+    if self.cross and memory_BSD is None:
+      key_BSKH, value_BSKW = (self.get_variable('cache', name) for name in ('key', 'value'))
+    else:
+      read_BSD = memory_BSD if self.cross else x_BTD
+      key_BSKH, value_BSKW = self._keys_and_values(read_BSD, positions_BT)
+      if slot is not None:
+        key_BSKH, value_BSKW = self._remember(key_BSKH, value_BSKW, slot)
+    if weights_BNTS is not None:
+      return mix(weights_BNTS.astype(value_BSKW.dtype), value_BSKW)
+    how = dict(scale=self.scale or self.head_dim**-0.5, bias_NTS=bias_NTS, cap=self.cap)
+    if self.is_mutable_collection('observed'):  # a fast path may never hold the scores
+      scores_BNTS = scores(query_BTNH, key_BSKH, **how)
+      observe(self, 'scores', jnp.where(mask_BTS[:, None], scores_BNTS, 0.0))
+    if self.is_mutable_collection('internals'):
+      keep(self, 'internals', 'weights', weights(query_BTNH, key_BSKH, mask_BTS, **how))
+    return attention(query_BTNH, key_BSKH, value_BSKW, mask_BTS, **how)
+
+  def _keys_and_values(
+    self, x_BSD: jax.Array, positions_BS: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    heads = self.num_kv_heads or self.num_heads
+    key_BSKH = self._project('key', 'BSKH', x_BSD, heads, self.head_dim)
+    value_BSKW = self._project('value', 'BSKW', x_BSD, heads, self.v_head_dim or self.head_dim)
+    if self.qk_norm:
+      key_BSKH = Norm('rmsnorm', 'key_norm/scale', name='key_norm')(key_BSKH)
+    return self._turn(key_BSKH, positions_BS), value_BSKW
+
+  def _turn(self, x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    """Rotated by position; positions of two sequences do not compare."""
+    variant = spec.parse('model.positions', self.positions)
+    if self.cross or variant.variant != 'rotary':
+      return x_BTNH
+    return rotate(x_BTNH, positions_BT, variant.base)
+
+  def _remember(self, key: jax.Array, value: jax.Array, slot: jax.Array) -> tuple:
+    """The keys and values of all slots, these among them."""
+    found = []
+    for name, new in (('key', key), ('value', value)):
+      if not self.cross:
+        old = self.get_variable('cache', name)
+        new = jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, slot, 0, 0))
+      self.put_variable('cache', name, new)
+      found.append(new)
+    return tuple(found)
+
+  def _project(
+    self, name: str, letters: str, x_BTD: jax.Array, heads: int, width: int
+  ) -> jax.Array:
+    shape = (x_BTD.shape[-1], heads, width)
     weight = self.param(name, initializer(f'attention/{name}'), shape)
     y = product('btd,dnh->btnh', x_BTD, weight)
     if self.qkv_bias:

@@ -41,6 +41,9 @@ LETTERS = {
   'V': Letter('vocabulary', ('tensor',), ('tensor',)),
   'L': Letter('layers'),
   'U': Letter('buckets of relative distance'),
+  'W': Letter('width of the values of a head'),
+  'A': Letter('token types'),
+  'O': Letter('d_model again: the dense layer before the logits of masked tokens'),
 }
 
 
@@ -51,8 +54,8 @@ class Param:
   letters: its dimensions; under `layers` a leading L is added.
   fan_in: the letters a product contracts; the initial standard deviation is 1/√(their sizes).
   init: 'normal' (scaled by fan_in), or the constant every entry begins at.
-  residual: writes into the residual stream; the initial deviation is divided by √(2 · layers)
-    (Radford et al. 2019, §2.3).
+  residual: writes into the residual stream; the initial deviation is divided by √(number of
+    branches that do), 2 a layer, 3 with cross-attention (Radford et al. 2019, §2.3).
   decay: whether weight decay applies.
   """
 
@@ -64,23 +67,28 @@ class Param:
 
 
 PARAMS = {  # pattern of the last two names of a path -> rule; exactly one must match
-  r'embed/table': Param('VD', 'D'),
-  r'unembed/table': Param('VD', 'D'),
+  r'(source_|un)?embed/table': Param('VD', 'D'),
   r'unembed/bias': Param('V', init=0.0, decay=False),
+  r'types/table': Param('AD', 'D'),
   r'positions/table': Param('TD', 'D'),
-  r'positions/bias': Param('UN', init=0.0, decay=False),
-  r'attention/query': Param('DNH', 'D'),
-  r'attention/(key|value)': Param('DKH', 'D'),
-  r'attention/out': Param('NHD', 'NH', residual=True),
-  r'attention/query_bias': Param('NH', init=0.0, decay=False),
-  r'attention/(key|value)_bias': Param('KH', init=0.0, decay=False),
-  r'attention/out_bias': Param('D', init=0.0, decay=False),
+  r'source_positions/table': Param('SD', 'D'),
+  r'(source_)?positions/bias': Param('UN', init=0.0, decay=False),
+  r'(cross_)?attention/query': Param('DNH', 'D'),
+  r'(cross_)?attention/key': Param('DKH', 'D'),
+  r'(cross_)?attention/value': Param('DKW', 'D'),
+  r'(cross_)?attention/out': Param('NWD', 'NW', residual=True),
+  r'(cross_)?attention/query_bias': Param('NH', init=0.0, decay=False),
+  r'(cross_)?attention/key_bias': Param('KH', init=0.0, decay=False),
+  r'(cross_)?attention/value_bias': Param('KW', init=0.0, decay=False),
+  r'(cross_)?attention/out_bias': Param('D', init=0.0, decay=False),
   r'(query|key)_norm/scale': Param('H', init=1.0, decay=False),
   r'ffn/(up|gate)': Param('DF', 'D'),
   r'ffn/middle_(up|gate)': Param('FM', 'F'),
   r'ffn/down': Param('FD', 'F', residual=True),
   r'ffn/(middle_)?(up|gate)_bias': Param('F', init=0.0, decay=False),
   r'ffn/down_bias': Param('D', init=0.0, decay=False),
+  r'head/transform': Param('DO', 'D'),
+  r'head/transform_bias': Param('D', init=0.0, decay=False),
   r'(?!query|key)\w*norm/scale': Param('D', init=1.0, decay=False),
   r'(?!query|key)\w*norm/bias': Param('D', init=0.0, decay=False),
 }  # and a rule for each parameter that an activation declares (spec.declare)
@@ -99,9 +107,14 @@ def param(path: str) -> Param:
   return found[0]
 
 
+def stacked(path: str) -> bool:
+  """Whether a parameter is a layer's, and so has a leading axis of layers."""
+  return path.startswith(('layers', 'encoder_layers'))
+
+
 def letters(path: str) -> str:
   """The letters of a parameter's dimensions, the layer axis included."""
-  return ('L' if path.startswith('layers') else '') + param(path).letters
+  return ('L' if stacked(path) else '') + param(path).letters
 
 
 def partition(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer import layers, model, state, step
+from transformer import layers, objective, state, step
 from transformer.config import Config, resolve
 
 RULES = ('standard', 'mup')
@@ -136,10 +136,8 @@ def _run(config: Config, steps: int) -> list[dict[str, float]]:
 
 def _look(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array, dict]:
   """The logits, and mean |x| by name, over layers where a name stands in each."""
-  inputs_BT, _, _, segments_BT = step.split(tokens)
-  (logits_BTV, _), seen = model.build(config).apply(
-    {'params': params}, inputs_BT, segments_BT, mutable=['observed']
-  )
+  asked = objective.example(config, tokens)
+  (logits_BTV, _), seen = step.forward(config, params, asked, watch=('observed',))
   found: dict[str, list] = {}
   for path, value in _leaves(seen['observed']):
     found.setdefault(path, []).append((value['sum_abs'].sum(), value['count'].sum()))

@@ -8,6 +8,7 @@ A training step costs three times its forward pass: each product has two more in
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -21,25 +22,56 @@ from transformer.errors import UserError
 class Group:
   """Neighbouring layers of equal shape, whose parameters are stacked.
 
-  name: 'layers', or 'layers_<first>' where not all layers are equal. first: number of its first
-  layer. size: how many. d_ff: their hidden width, 0 where they have no FFN.
+  name: that of its stack, or '<stack>_<first>' where not all layers of it are equal. first: number
+  of its first layer in the stack. size: how many. d_ff: their hidden width, 0 where they have no
+  FFN. stack: 'layers', or 'encoder_layers' for the encoder of an encoder_decoder. before: layers of
+  the stacks before its own.
   """
 
   name: str
   first: int
   size: int
   d_ff: int
+  stack: str = 'layers'
+  before: int = 0
+
+
+def stacks(config: Config) -> list[str]:
+  """The stacks of layers of a resolved config, in the order of the forward pass."""
+  both = config.model.architecture == 'encoder_decoder'
+  return ['encoder_layers', 'layers'] if both else ['layers']
+
+
+def depth(config: Config, stack: str) -> int:
+  """Number of layers of a stack."""
+  own = config.model.num_encoder_layers if stack == 'encoder_layers' else 0
+  return own or config.model.num_layers
+
+
+def branches(config: Config, stack: str) -> int:
+  """Number of branches of a stack that write into its residual stream."""
+  return depth(config, stack) * (3 if stack in stacks(config)[1:] else 2)
+
+
+def activation(config: Config, stack: str) -> str:
+  """The activation of a stack's feed-forward networks."""
+  own = config.ffn.encoder_activation if stack == 'encoder_layers' else ''
+  return own or config.ffn.activation
 
 
 def groups(config: Config) -> list[Group]:
-  """The layers of a resolved config, in order."""
-  runs, first = [], 0
-  for d_ff, members in itertools.groupby(widths(config)):
-    runs.append((first, len(list(members)), d_ff))
-    first += runs[-1][1]
-  if len(runs) == 1:
-    return [Group('layers', *runs[0])]
-  return [Group(f'layers_{run[0]}', *run) for run in runs]
+  """The layers of a resolved config, in the order of the forward pass."""
+  found, before = [], 0
+  for stack in stacks(config):
+    runs, first = [], 0
+    for d_ff, members in itertools.groupby(widths(config, encoder=stack == 'encoder_layers')):
+      runs.append((first, len(list(members)), d_ff))
+      first += runs[-1][1]
+    for run in runs:
+      name = stack if len(runs) == 1 else f'{stack}_{run[0]}'
+      found.append(Group(name, *run, stack, before))
+    before += first
+  return found
 
 
 def sizes(config: Config) -> dict[str, int]:
@@ -48,7 +80,7 @@ def sizes(config: Config) -> dict[str, int]:
   return {
     'B': config.data.batch_size,
     'T': config.data.seq_len,
-    'S': config.data.seq_len,
+    'S': config.data.source_len or config.data.seq_len,
     'D': m.d_model,
     'F': config.ffn.d_ff,
     'M': config.ffn.d_ff,
@@ -58,6 +90,9 @@ def sizes(config: Config) -> dict[str, int]:
     'V': m.vocab_size,
     'L': m.num_layers,
     'U': getattr(positions, 'buckets', 0),
+    'W': m.v_head_dim or m.head_dim,
+    'A': m.token_types,
+    'O': m.d_model,
   }
 
 
@@ -71,44 +106,60 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     found.update({p: tuple((size | own)[c] for c in axes.letters(p)) for p in paths})
 
   positions = spec.parse('model.positions', m.positions).leaves
-  add(['embed/table', *(f'positions/{leaf}' for leaf in positions)])
+  encoder = 'encoder_layers' in stacks(config)
+  add(['embed/table'] + ['source_embed/table'] * (encoder and not m.shared_source))
+  add(['types/table'] * bool(m.token_types))
+  for side in ['source_', ''] if encoder else ['']:
+    add([f'{side}positions/{leaf}' for leaf in positions])
+    add([f'{side}embed_norm/{leaf}' for leaf in norm if m.embedding_norm])
   for group in groups(config):
     width = dict(F=group.d_ff, M=group.d_ff, L=group.size)
-    add([f'{group.name}/{path}' for path in _block(config, group.d_ff, norm)], **width)
+    add([f'{group.name}/{path}' for path in _block(config, group, norm)], **width)
   if config.ffn.shared:
     add([f'ffn/{leaf}' for leaf in ffn_leaves(config)])
   if m.norm_placement != 'post':
-    add([f'final_norm/{leaf}' for leaf in norm])
+    finals = ['encoder_norm', 'final_norm'] if encoder else ['final_norm']
+    add([f'{name}/{leaf}' for name in finals for leaf in norm])
+  if m.head == 'transform':
+    add(['head/transform', 'head/transform_bias', *(f'head_norm/{leaf}' for leaf in norm)])
   unembed = ['table'] * (not m.tied) + ['bias'] * m.logits_bias
   add([f'unembed/{leaf}' for leaf in unembed])
   return found
 
 
-def _block(config: Config, d_ff: int, norm: tuple[str, ...]) -> list[str]:
-  """Paths of the parameters of one block."""
-  m, paths, branches = config.model, [], []
-  if m.num_heads:
-    branches.append('attention')
-    paths += [f'attention/{leaf}' for leaf in ('query', 'key', 'value', 'out')]
+def _block(config: Config, group: Group, norm: tuple[str, ...]) -> list[str]:
+  """Paths of the parameters of one block of a group."""
+  m, paths = config.model, []
+  members = branch_names(config, group)
+  for branch in members:
+    if branch == 'ffn':
+      own = not config.ffn.shared
+      paths += [f'ffn/{leaf}' for leaf in ffn_leaves(config, group.stack) if own]
+      continue
     biased = ('query', 'key', 'value', 'out')[: 4 if m.bias else 3 if m.qkv_bias else 0]
-    paths += [f'attention/{leaf}_bias' for leaf in biased]
-    paths += [f'attention/{leaf}_norm/scale' for leaf in ('query', 'key') if m.qk_norm]
-  if d_ff:
-    branches.append('ffn')
-    paths += [f'ffn/{leaf}' for leaf in ffn_leaves(config) if not config.ffn.shared]
-  norms = ['block'] if m.parallel_branches else list(branches)
-  norms += [f'{branch}_out' for branch in branches if m.norm_placement == 'sandwich']
+    paths += [f'{branch}/{leaf}' for leaf in ('query', 'key', 'value', 'out')]
+    paths += [f'{branch}/{leaf}_bias' for leaf in biased]
+    paths += [f'{branch}/{leaf}_norm/scale' for leaf in ('query', 'key') if m.qk_norm]
+  norms = ['block'] if m.parallel_branches else list(members)
+  norms += [f'{branch}_out' for branch in members if m.norm_placement == 'sandwich']
   return paths + [f'{name}_norm/{leaf}' for name in norms for leaf in norm]
 
 
-def ffn_leaves(config: Config) -> list[str]:
-  """Names of the parameters of one feed-forward network."""
+def branch_names(config: Config, group: Group) -> list[str]:
+  """The branches of a block of a group, in order."""
+  attention = ['attention'] * bool(config.model.num_heads)
+  cross = ['cross_attention'] * (group.stack in stacks(config)[1:])
+  return [*attention, *cross, *(['ffn'] * bool(group.d_ff))]
+
+
+def ffn_leaves(config: Config, stack: str = 'layers') -> list[str]:
+  """Names of the parameters of one feed-forward network of a stack."""
   ffn = config.ffn
-  activation = spec.parse('ffn.activation', ffn.activation)
+  own_kind = spec.parse('ffn.activation', activation(config, stack))
   stages = ['', 'middle_'][: ffn.hidden_layers]
-  inner = [f'{stage}{name}' for stage in stages for name in activation.inputs]
+  inner = [f'{stage}{name}' for stage in stages for name in own_kind.inputs]
   bias = [f'{name}_bias' for name in [*inner, 'down']] if ffn.bias else []
-  own = [f'{stage}{leaf}' for stage in stages for leaf in activation.leaves]
+  own = [f'{stage}{leaf}' for stage in stages for leaf in own_kind.leaves]
   return [*inner, 'down', *bias, *own]
 
 
@@ -118,27 +169,51 @@ def params(config: Config) -> int:
 
 
 def params_by_part(config: Config) -> dict[str, int]:
-  """Parameters of 'embedding', 'attention', 'ffn' and 'norms'; logits belong to the embedding."""
-  parts = {'embedding': 0, 'attention': 0, 'ffn': 0, 'norms': 0}
+  """Parameters of 'embedding', 'attention', 'ffn' and 'norms'; logits belong to the embedding.
+
+  'cross-attention' where there is a source.
+  """
+  cross = {'cross-attention': 0} if stacks(config)[1:] else {}
+  parts = {'embedding': 0, 'attention': 0, **cross, 'ffn': 0, 'norms': 0}
   for path, shape in shapes(config).items():
-    owner = path.split('/')[-2]
+    owner = path.split('/')[-2].replace('_attention', '-attention')
     part = 'norms' if owner.endswith('norm') else owner if owner in parts else 'embedding'
     parts[part] += prod(shape)
   return parts
 
 
 def flops_by_part(config: Config) -> dict[str, int]:
-  """FLOPs per token of a forward pass, by part."""
-  n = sizes(config)
-  inputs = len(spec.parse('ffn.activation', config.ffn.activation).inputs)
+  """FLOPs per token of a forward pass, by part; with a source, all of it per target token."""
+  n, per_row = sizes(config), Counter()
+  widths_HW = n['H'] + n['W']
+  for stack in stacks(config):
+    length = n['S'] if stack == 'encoder_layers' else n['T']
+    layers = depth(config, stack)
+    projections = 2 * n['D'] * (n['N'] + n['K']) * widths_HW
+    per_row['attention projections'] += layers * length * projections
+    per_row['attention scores'] += layers * length * 2 * length * n['N'] * widths_HW
+    if stack in stacks(config)[1:]:
+      queries, keys = 2 * n['D'] * n['N'] * widths_HW, 2 * n['D'] * n['K'] * widths_HW
+      per_row['cross-attention projections'] += layers * (n['T'] * queries + n['S'] * keys)
+      per_row['cross-attention scores'] += layers * n['T'] * 2 * n['S'] * n['N'] * widths_HW
+    per_row['ffn'] += length * _ffn_flops(config, stack)
+  if config.model.head == 'transform':
+    per_row['head'] += n['T'] * 2 * n['D'] * n['O']
+  per_row['logits'] += n['T'] * 2 * n['D'] * n['V']
+  return {part: _ratio(flops, n['T']) for part, flops in per_row.items()}
+
+
+def _ffn_flops(config: Config, stack: str) -> int:
+  """Of all feed-forward networks of a stack, per token of that stack."""
+  inputs = len(spec.parse('ffn.activation', activation(config, stack)).inputs)
   between = inputs * (config.ffn.hidden_layers - 1)
-  products = (((inputs + 1) * n['D'] + between * d_ff) * d_ff for d_ff in widths(config))
-  return {
-    'attention projections': n['L'] * 2 * 2 * n['D'] * (n['N'] + n['K']) * n['H'],
-    'attention scores': n['L'] * 2 * 2 * n['S'] * n['N'] * n['H'],
-    'ffn': 2 * sum(products),
-    'logits': 2 * n['D'] * n['V'],
-  }
+  found = widths(config, encoder=stack == 'encoder_layers')
+  return 2 * sum(((inputs + 1) * config.model.d_model + between * d_ff) * d_ff for d_ff in found)
+
+
+def _ratio(a: int, b: int) -> int | float:
+  """a / b, exact where b divides a."""
+  return a // b if a % b == 0 else a / b
 
 
 def flops_per_token(config: Config) -> int:

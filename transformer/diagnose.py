@@ -2,7 +2,8 @@
 
 All are pure functions of (config, parameters or state, batch), compiled apart from the training
 step, which they leave as it is. What has a value a layer comes as one array (L,) under the name
-without the layer; NaN, or a count of 0, where a layer has no such tensor.
+without the layer, an encoder's layers before a decoder's; NaN, or a count of 0, where a layer has
+no such tensor.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer import count, model, optimizer, spec, step
+from transformer import axes, count, objective, optimizer, spec, step
 from transformer.activations import activate
 from transformer.config import Config
 from transformer.params import path_of
@@ -29,7 +30,8 @@ Size = dict[str, jax.Array]  # sum_squares, sum_abs, largest (of |x|), count, fi
 def ffn_statistics(config: Config, params: dict, batch: step.Batch) -> dict[str, jax.Array]:
   """What `with_spectra` makes rows ffn/<name> of: the FFN of every layer, on held-out tokens.
 
-  h is the last hidden layer, its units F; tokens are those that have a target.
+  h is the last hidden layer, its units F; tokens are those that have a target,
+  in an encoder all of them.
     zeros           share of h that is exactly 0
     dead            share of units that are 0 on every token of the batch
     kurtosis        mean over tokens of E[(h − mean)⁴] / var² over units; 3: a normal distribution
@@ -41,18 +43,20 @@ def ffn_statistics(config: Config, params: dict, batch: step.Batch) -> dict[str,
     up_norm         largest singular value σ of W_up; gate_norm and down_norm likewise
     up_effective_rank  exp(−Σ p log p), p = σ / Σσ, of W_up (Roy & Vetterli 2007); gate_…, down_…
   """
-  inputs_BT, _, weights_BT, segments_BT = step.split(batch['tokens'])
-  _, seen = model.build(config).apply(
-    {'params': params}, inputs_BT, segments_BT, mutable=['diagnostics']
-  )
-  weights_N = weights_BT.reshape(-1)
+  asked = objective.example(config, batch['tokens'])
+  _, seen = step.forward(config, params, asked, watch=('diagnostics',))
+  present = {'layers': asked.weights_BT}
+  if config.model.architecture != 'decoder':  # of a source, and where few are targets, all tokens
+    stack = count.stacks(config)[0]
+    present[stack] = (asked.arguments[0] >= 0).astype(jnp.float32)
   parts = {}
   for group in count.groups(config):
     if group.d_ff:
       kept = seen['diagnostics'][group.name]
       own = params['ffn'] if config.ffn.shared else params[group.name]['ffn']
+      weights_N, kind = present[group.stack].reshape(-1), count.activation(config, group.stack)
       look = jax.vmap(
-        lambda kept, own: _ffn_layer(config, kept, own, weights_N),
+        lambda kept, own, w=weights_N, kind=kind: _ffn_layer(config, kind, kept, own, w),
         in_axes=(0, None if config.ffn.shared else 0),
       )
       for name, values in look(kept, own).items():
@@ -60,7 +64,9 @@ def ffn_statistics(config: Config, params: dict, batch: step.Batch) -> dict[str,
   return {f'ffn/{name}': x for name, x in _by_layer(config, parts, jnp.nan).items()}
 
 
-def _ffn_layer(config: Config, kept: dict, own: dict, weights_N: jax.Array) -> dict[str, jax.Array]:
+def _ffn_layer(
+  config: Config, activation: str, kept: dict, own: dict, weights_N: jax.Array
+) -> dict[str, jax.Array]:
   """One layer's. kept: what Block and FFN keep under 'diagnostics'. own: the FFN's parameters."""
 
   def flat(x: jax.Array) -> jax.Array:
@@ -76,7 +82,7 @@ def _ffn_layer(config: Config, kept: dict, own: dict, weights_N: jax.Array) -> d
   variance_N = jnp.mean(square_NF, axis=1)
   fourth_N = jnp.mean(jnp.square(square_NF), axis=1)
   sums = [mean(jnp.mean(jnp.square(flat(kept[name])), axis=1)) for name in ('update', 'stream')]
-  flat_NF = jnp.abs(_slope(config, inputs, own)) < _FLAT
+  flat_NF = jnp.abs(_slope(config, activation, inputs, own)) < _FLAT
   narrow = config.model.d_model <= _WIDEST
   matrices = {name: own[name] for name in ('up', 'gate', 'down') if name in own and narrow}
   return {
@@ -90,9 +96,9 @@ def _ffn_layer(config: Config, kept: dict, own: dict, weights_N: jax.Array) -> d
   }
 
 
-def _slope(config: Config, inputs: list[jax.Array], own: dict) -> jax.Array:
+def _slope(config: Config, activation: str, inputs: list[jax.Array], own: dict) -> jax.Array:
   """Slope of the activation in its first input, as if the other one were 1."""
-  variant = spec.parse('ffn.activation', config.ffn.activation)
+  variant = spec.parse('ffn.activation', activation)
   prefix = 'middle_' if config.ffn.hidden_layers > 1 else ''
   if variant.variant == 'product':
     variant, prefix, inputs = variant.parts['gate'], f'{prefix}gate_', inputs[:1]
@@ -193,12 +199,9 @@ def _observed(config: Config, state: TrainState, batch: step.Batch) -> dict[str,
   key = step.noise_key(state)
 
   def one(part: step.Batch) -> dict:
-    inputs_BT, _, _, segments_BT = step.split(part['tokens'])
     noise_B = step.row_noise(config, key, part)
-    _, seen = model.build(config).apply(
-      {'params': state.params}, inputs_BT, segments_BT, noise_B, mutable=['observed']
-    )
-    return seen['observed']
+    asked = objective.example(config, part['tokens'], noise_B)
+    return step.forward(config, state.params, asked, noise_B, watch=('observed',))[1]['observed']
 
   seen = jax.lax.map(one, step.micro_batches(batch, config.train.accumulate))
   merge = {'largest': jnp.max, 'finite': jnp.all}
@@ -213,7 +216,7 @@ def _sizes(tree: dict) -> dict[str, Size]:
   """Path -> size of the leaves of a tree of parameters; one a layer where they are stacked."""
 
   def one(path: str, x: jax.Array) -> Size:
-    layers = path.startswith('layers')
+    layers = axes.stacked(path)
     over = tuple(range(1 if layers else 0, x.ndim))
     entries = jnp.full(x.shape[:1] if layers else (), x.size / (x.shape[0] if layers else 1))
     return {
@@ -241,6 +244,7 @@ def _by_layer(config: Config, found: dict, missing: float) -> dict:
   """'layers_3/ffn/up' and its like, over groups of layers -> 'ffn/up' over all layers."""
   groups = {group.name: group for group in count.groups(config)}
   merged: dict = {}
+  layers = sum(count.depth(config, stack) for stack in count.stacks(config))
   for path, value in found.items():
     owner, _, name = path.partition('/')
     if owner not in groups:
@@ -249,10 +253,9 @@ def _by_layer(config: Config, found: dict, missing: float) -> dict:
     group = groups[owner]
 
     def place(into: jax.Array, x: jax.Array, group: count.Group = group) -> jax.Array:
-      return into.at[group.first : group.first + group.size].set(x)
+      first = group.before + group.first
+      return into.at[first : first + group.size].set(x)
 
-    empty = jax.tree.map(
-      lambda x: jnp.full((config.model.num_layers, *x.shape[1:]), missing, x.dtype), value
-    )
+    empty = jax.tree.map(lambda x: jnp.full((layers, *x.shape[1:]), missing, x.dtype), value)
     merged[name] = jax.tree.map(place, merged.get(name, empty), value)
   return merged

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer import model, step
+from transformer import model, objective
 from transformer.config import Config
 
 
@@ -32,7 +32,7 @@ def per_token_nats(config: Config, params: dict, tokens: jax.Array) -> jax.Array
 
   tokens: int32 (B, T+1), −1 is padding. Target t is token t + 1, seen from its row up to t.
   """
-  inputs_BT, targets_BT, weights_BT, segments_BT = step.split(tokens)
+  inputs_BT, targets_BT, weights_BT, segments_BT = objective.split(tokens)
   logits_BTV, _ = model.build(config).apply({'params': params}, inputs_BT, segments_BT)
   log_p_BTV = jax.nn.log_softmax(logits_BTV)
   targets_BT = jnp.maximum(targets_BT, 0)

@@ -33,7 +33,7 @@ class FFN(nn.Module):
   d_ff: hidden width F. activation: a variant of ffn.activation. bias: of all projections.
   hidden_layers: 2 puts another F → F layer with its activation before `down` (Gerber 2025).
   dropout: rate, of the last hidden layer. down_init: factor on the initial deviation of `down`.
-  num_layers: depth of the residual stream it writes to, for the same deviation.
+  branches: how many write into the residual stream that it writes to, for the same deviation.
   product: the matrix product to use.
   """
 
@@ -43,7 +43,7 @@ class FFN(nn.Module):
   hidden_layers: int = 1
   dropout: float = 0.0
   down_init: float = 1.0
-  num_layers: int = 0
+  branches: int = 0
   product: Callable[[str, jax.Array, jax.Array], jax.Array] = product
 
   @nn.compact
@@ -83,7 +83,7 @@ class FFN(nn.Module):
 
   def _project(self, name: str, dims: str, x: jax.Array, width: int) -> jax.Array:
     factor = self.down_init if name == 'down' else 1.0
-    init = initializer(f'ffn/{name}', self.num_layers, factor)
+    init = initializer(f'ffn/{name}', self.branches, factor)
     y = self.product(dims, x, self.param(name, init, (x.shape[-1], width)))
     if self.bias:
       bias = self.param(f'{name}_bias', initializer(f'ffn/{name}_bias'), (width,))

@@ -67,6 +67,13 @@ def drop_branch(y: jax.Array, noise_B: jax.Array | None, rate: jax.Array, site: 
   return y * scale_B.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
 
 
+def fold(noise_B: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
+  """Each row's key folded with a number; None where there is no noise."""
+  if noise_B is None:
+    return None
+  return jax.vmap(lambda key: jax.random.fold_in(key, data))(noise_B)
+
+
 def observe(module: nn.Module, name: str, x: jax.Array) -> None:
   """Notes the size of a tensor if the caller of `apply` made the collection 'observed' mutable.
 
@@ -92,14 +99,23 @@ def keep(module: nn.Module, collection: str, name: str, value: object) -> None:
     module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
 
 
-# Names under which the model observes tensors, in the order of the forward pass; under
-# --model.norm_placement=post, what is normed stands right before its stream.
+# Names under which the model observes tensors, in the order of the forward pass (see `order_name`);
+# under --model.norm_placement=post, what is normed stands right before its stream.
+_INSIDE = ('query', 'key', 'value', 'scores', 'mixed', 'out')
+_CROSS = 'cross_attention'
 ORDER = (
-  *('embedding', 'block_normed', 'attention_normed', 'query', 'key', 'value', 'scores', 'mixed'),
-  *('out', 'attention_out_normed', 'stream_attention', 'ffn_normed', 'gate', 'up', 'hidden'),
-  *('middle_gate', 'middle_up', 'middle_hidden', 'down', 'ffn_out_normed', 'stream_ffn'),
-  *('stream_block', 'final_normed', 'logits'),
+  *('source_embedding', 'encoder_normed', 'embedding', 'block_normed', 'attention_normed'),
+  *(*_INSIDE, 'attention_out_normed', 'stream_attention', f'{_CROSS}_normed'),
+  *(*(f'{_CROSS}/{name}' for name in _INSIDE), f'{_CROSS}_out_normed', f'stream_{_CROSS}'),
+  *('ffn_normed', 'gate', 'up', 'hidden', 'middle_gate', 'middle_up', 'middle_hidden', 'down'),
+  *('ffn_out_normed', 'stream_ffn', 'stream_block', 'final_normed', 'logits'),
 )
+
+
+def order_name(path: str) -> str:
+  """The name in ORDER of an observed tensor such as 'layers/attention/query'."""
+  owner, _, leaf = path.rpartition('/')
+  return f'{_CROSS}/{leaf}' if owner.rpartition('/')[2] == _CROSS else leaf
 
 
 def shard(x: jax.Array, letters: str) -> jax.Array:

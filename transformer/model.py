@@ -1,9 +1,12 @@
-"""Blocks and the decoder-only Transformer, as functional Linen modules."""
+"""The three Transformers, as functional Linen modules made of the same stacks of blocks.
+
+Ids below 0 are padding: no other token attends to them, and what comes out at their places means
+nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -11,156 +14,45 @@ import jax
 import jax.numpy as jnp
 
 from transformer import count, parametrization, spec
-from transformer.attention import Attention
+from transformer.activations import activate
+from transformer.block import Block, Context, feed_forward
 from transformer.config import Config
-from transformer.ffn import FFN, Aux
-from transformer.layers import Norm, drop_branch, dropout, keep, observe, shard
-from transformer.ops.attention import causal_mask, soft_cap
+from transformer.ffn import Aux
+from transformer.layers import Norm, dropout, fold, keep, observe, shard
+from transformer.ops.attention import self_mask, soft_cap
 from transformer.ops.product import product
 from transformer.params import initializer
 from transformer.positions import alibi, positions_in_documents, relative_buckets, sinusoid
 
 
-def build(config: Config) -> Decoder:
+def build(config: Config) -> Decoder | Encoder | EncoderDecoder:
   """The model a resolved config describes.
 
-  `build(config).apply({'params': params}, tokens_BT)` returns (logits_BTV, Aux).
+  `build(config).apply({'params': params}, tokens_BT)` returns (logits_BTV, Aux) of a decoder or an
+  encoder, `.apply({'params': params}, source_BS, target_BT)` of an encoder_decoder.
   """
-  return {'decoder': Decoder}[config.model.architecture](config)
-
-
-class Block(nn.Module):
-  """Attention and a feed-forward network, each a residual branch.
-
-  With x the residual stream and f a branch: pre-norm x + f(norm(x)) (Xiong et al. 2020), post-norm
-  norm(x + f(x)) (Vaswani et al. 2017), sandwich x + norm(f(norm(x))) (Ding et al. 2021). Parallel
-  branches read the same input and are added together (Wang & Komatsuzaki 2021, GPT-J).
-
-  d_ff: hidden width; 0: no feed-forward network. The config's num_heads 0: no attention.
-  """
-
-  config: Config
-  d_ff: int
-
-  @nn.compact
-  def __call__(
-    self,
-    x_BTD: jax.Array,
-    context: Context,
-    layer: jax.Array,
-  ) -> tuple[jax.Array, Aux]:
-    m = self.config.model
-    noise_B = _fold(context.noise_B, layer)
-    aux = Aux({}, {})
-
-    def attend(x_BTD: jax.Array) -> jax.Array:
-      return _attention(self.config)(
-        x_BTD, context.mask_BTS, context.positions_BT, context.bias_NTS
-      )
-
-    def feed(x_BTD: jax.Array) -> jax.Array:
-      nonlocal aux
-      if context.shared_ffn is None:
-        y_BTD, aux = _feed_forward(self.config, self.d_ff, name='ffn')(x_BTD, noise_B)
-      else:
-        wanted = [c for c in ('observed', 'diagnostics') if self.is_mutable_collection(c)]
-        network = _feed_forward(self.config, self.d_ff, parent=None)
-        weights = {'params': context.shared_ffn}
-        (y_BTD, aux), seen = network.apply(weights, x_BTD, noise_B, mutable=wanted)
-        for collection, values in seen.items():
-          keep(self, collection, 'ffn', values)
-      return y_BTD
-
-    branches = {'attention': attend} if m.num_heads else {}
-    branches |= {'ffn': feed} if self.d_ff else {}
-    stages = (
-      {'block': branches} if m.parallel_branches else {n: {n: f} for n, f in branches.items()}
-    )
-    for name, members in stages.items():
-      x_BTD = self._stage(name, members, x_BTD, noise_B, layer)
-    return x_BTD, aux
-
-  def _stage(
-    self,
-    name: str,
-    branches: dict[str, Callable[[jax.Array], jax.Array]],
-    x_BTD: jax.Array,
-    noise_B: jax.Array | None,
-    layer: jax.Array,
-  ) -> jax.Array:
-    """The stream after branches that read the same input."""
-    m = self.config.model
-    post, sandwich = m.norm_placement == 'post', m.norm_placement == 'sandwich'
-    inner_BTD = x_BTD if post else self._norm(f'{name}_norm', x_BTD)
-    keep(self, 'diagnostics', 'stream', x_BTD)
-    for branch, function in branches.items():
-      y_BTD = function(inner_BTD)
-      if sandwich:
-        y_BTD = self._norm(f'{branch}_out_norm', y_BTD)
-      if branch == 'ffn':
-        keep(self, 'diagnostics', 'update', y_BTD)
-      site = {'attention': 0, 'ffn': 1}[branch]
-      y_BTD = dropout(y_BTD, noise_B, m.dropout, site)
-      if m.stochastic_depth:
-        rate = m.stochastic_depth * (layer + 1) / m.num_layers
-        y_BTD = drop_branch(y_BTD, noise_B, rate, site=3 + site)
-      x_BTD += y_BTD
-    if post:
-      x_BTD = self._norm(f'{name}_norm', x_BTD)
-    observe(self, f'stream_{name}', x_BTD)
-    return shard(x_BTD, 'BTD')
-
-  def _norm(self, name: str, x_BTD: jax.Array) -> jax.Array:
-    y_BTD = Norm(self.config.model.norm, name=name)(x_BTD)
-    observe(self, f'{name}ed', y_BTD)  # 'attention_normed': its own name is the module's
-    return y_BTD
+  kinds = {'decoder': Decoder, 'encoder': Encoder, 'encoder_decoder': EncoderDecoder}
+  return kinds[config.model.architecture](config)
 
 
 @flax.struct.dataclass
-class Context:
-  """What all layers share. bias_NTS, noise_B and shared_ffn may be None."""
+class Slots:
+  """Where the tokens of a call stand among all whose keys and values are kept (see decode.py).
 
+  slot: of the first of them; the others follow. mask_BTS: the slots that each may look at.
+  positions_BT: of each in its sequence. step_T, step_S: which step each token and each slot belongs
+  to: distances are differences of these.
+  """
+
+  slot: jax.Array
   mask_BTS: jax.Array
   positions_BT: jax.Array
-  bias_NTS: jax.Array | None
-  noise_B: jax.Array | None
-  shared_ffn: dict | None
+  step_T: jax.Array
+  step_S: jax.Array
 
 
-def _attention(config: Config) -> Attention:
-  m = config.model
-  return Attention(
-    num_heads=m.num_heads,
-    head_dim=m.head_dim,
-    num_kv_heads=m.num_kv_heads,
-    positions=m.positions,
-    qk_norm=m.qk_norm,
-    qkv_bias=m.bias or m.qkv_bias,
-    out_bias=m.bias,
-    out_init=m.out_init,
-    scale=parametrization.attention_scale(config),
-    cap=m.attention_cap,
-    num_layers=m.num_layers,
-    name='attention',
-  )
-
-
-def _feed_forward(config: Config, d_ff: int, **module: Any) -> FFN:
-  f = config.ffn
-  return FFN(
-    d_ff=d_ff,
-    activation=f.activation,
-    bias=f.bias,
-    hidden_layers=f.hidden_layers,
-    dropout=f.dropout,
-    down_init=f.down_init,
-    num_layers=config.model.num_layers,
-    **module,
-  )
-
-
-class Decoder(nn.Module):
-  """Decoder-only Transformer.
+class _Stacks(nn.Module):
+  """What the models have in common.
 
   Neighbouring layers of equal shape are stacked along a leading axis of their parameters and run by
   a scan.
@@ -168,99 +60,259 @@ class Decoder(nn.Module):
 
   config: Config
 
+  def _run(self, stack: str, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Aux]:
+    """The stream after all layers of a stack, normed unless norms come last in each anyway."""
+    m, found = self.config.model, []
+    for group in count.groups(self.config):
+      if group.stack != stack:
+        continue
+      layers = nn.scan(
+        Block,
+        variable_axes=dict.fromkeys(('params', 'observed', 'diagnostics', 'internals', 'cache'), 0),
+        split_rngs={'params': True},
+        in_axes=(nn.broadcast, 0),
+        length=group.size,
+        unroll=group.size if m.unroll else 1,
+      )(self.config, group, name=group.name)
+      x_BTD, aux = layers(x_BTD, context, group.first + jnp.arange(group.size))
+      found.append(aux)
+    if m.norm_placement != 'post':
+      name = 'encoder' if stack == 'encoder_layers' else 'final'
+      x_BTD = Norm(m.norm, name=f'{name}_norm')(x_BTD)
+      observe(self, f'{name}_normed', x_BTD)
+    return x_BTD, Aux(*(_joined(dicts) for dicts in zip(*found, strict=True)))
+
+  def _embed(
+    self,
+    table_VD: jax.Array,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    noise_B: jax.Array | None,
+    types_BT: jax.Array | None = None,
+    side: str = '',
+  ) -> jax.Array:
+    """What enters the first layer: the tokens' vectors, and their positions' where there are.
+
+    side: 'source_' before the names of what a source has of its own.
+    """
+    m = self.config.model
+    # √d_model (Vaswani et al. 2017, §3.4): the table is scaled for logits, the stream wants 1.
+    scale = m.d_model**0.5 if m.embedding_scale == 'sqrt_d_model' else 1.0
+    # Cast after the look-up, so that backward adds up a frequent token's gradient in float32.
+    x_BTD = (table_VD[jnp.maximum(tokens_BT, 0)] * scale).astype(m.dtype)
+    kind = spec.parse('model.positions', m.positions).variant
+    if kind == 'sinusoidal':
+      x_BTD += sinusoid(positions_BT, m.d_model).astype(m.dtype)
+    if kind == 'learned':  # drawn as tokens are, so scaled as they are
+      table_TD = Leaves(self.config, name=f'{side}positions')()['table']
+      x_BTD += (table_TD[positions_BT] * scale).astype(m.dtype)
+    if m.token_types:
+      table_AD = Leaves(self.config, name='types')()['table']
+      types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+      x_BTD += (table_AD[types_BT] * scale).astype(m.dtype)
+    if m.embedding_norm:
+      x_BTD = Norm(m.norm, name=f'{side}embed_norm')(x_BTD)
+    x_BTD = shard(dropout(x_BTD, noise_B, m.dropout, site=0), 'BTD')
+    observe(self, f'{side}embedding', x_BTD)
+    keep(self, 'internals', f'{side}embedding', x_BTD)
+    return x_BTD
+
+  def _score_bias(self, back_TS: jax.Array, causal: bool, side: str = '') -> jax.Array | None:
+    """What positions add to the scores of every layer, of distances t − s: bias_NTS."""
+    m = self.config.model
+    variant = spec.parse('model.positions', m.positions)
+    if variant.variant == 'alibi':
+      return alibi(back_TS, m.num_heads)
+    if variant.variant == 'relative':
+      bucket_TS = relative_buckets(back_TS, variant.buckets, variant.max_distance, causal)
+      bias_UN = Leaves(self.config, name=f'{side}positions')()['bias']
+      return bias_UN[bucket_TS].transpose(2, 0, 1)
+    return None
+
+  def _shared_ffn(self) -> dict | None:
+    """The weights of the one FFN that all layers use, where there is such a one."""
+    if not self.config.ffn.shared:
+      return None
+    network = feed_forward(self.config, count.groups(self.config)[0], parent=None)
+    x_BTD = jnp.zeros((1, 1, self.config.model.d_model), self.config.model.dtype)
+    return self.param('ffn', lambda key: network.init(key, x_BTD)['params'])
+
+  def _sequence(
+    self,
+    stack: str,
+    table_VD: jax.Array,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array | None,
+    noise_B: jax.Array | None,
+    causal: bool,
+    types_BT: jax.Array | None = None,
+    **context: object,
+  ) -> tuple[jax.Array, Aux]:
+    """The stream of a stack over whole sequences. context: further fields of a Context."""
+    m, length = self.config.model, tokens_BT.shape[1]
+    encoder = stack == 'encoder_layers'
+    side, before = ('source_', m.num_layers + 1) if encoder else ('', 0)
+    if segments_BT is None:
+      segments_BT = jnp.zeros_like(tokens_BT)
+    segments_BT = jnp.where(tokens_BT < 0, -1, segments_BT)
+    positions_BT = positions_in_documents(segments_BT)
+    # The noise of layer i is folded with i, that of the embedding with their number.
+    own_B = fold(noise_B, before + count.depth(self.config, stack))
+    x_BTD = self._embed(table_VD, tokens_BT, positions_BT, own_B, types_BT, side)
+    index_T = jnp.arange(length)
+    found = Context(
+      mask_BTS=self_mask(segments_BT, causal, m.attention_window),
+      positions_BT=positions_BT,
+      bias_NTS=self._score_bias(index_T[:, None] - index_T[None], causal, side),
+      noise_B=fold(noise_B, before) if before else noise_B,
+      **context,
+    )
+    return self._run(stack, x_BTD, found)
+
+  def _next(
+    self, table_VD: jax.Array, tokens_BT: jax.Array, slots: Slots, **context: object
+  ) -> tuple[jax.Array, Aux]:
+    """The stream of a decoder over tokens that follow others whose keys and values are kept."""
+    x_BTD = self._embed(table_VD, tokens_BT, slots.positions_BT, None)
+    back_TS = slots.step_T[:, None] - slots.step_S[None]
+    found = Context(
+      mask_BTS=slots.mask_BTS,
+      positions_BT=slots.positions_BT,
+      bias_NTS=self._score_bias(back_TS, causal=True),
+      slot=slots.slot,
+      **context,
+    )
+    return self._run('layers', x_BTD, found)
+
+  def _logits(self, x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+    m, unembed = self.config.model, Leaves(self.config, name='unembed')()
+    if m.head == 'transform':
+      x_BTD = self._transformed(x_BTD)
+    x_BTD *= parametrization.logit_scale(self.config)
+    logits_BTV = product('btd,vd->btv', x_BTD, unembed.get('table', table_VD), out='float32')
+    logits_BTV = soft_cap(logits_BTV + unembed.get('bias', 0.0), m.logit_cap)
+    observe(self, 'logits', logits_BTV)
+    return shard(logits_BTV, 'BTV')
+
+  def _transformed(self, x_BTD: jax.Array) -> jax.Array:
+    """What BERT's head does before the logits (Devlin et al. 2019, in their code)."""
+    m, head = self.config.model, Leaves(self.config, name='head')()
+    x_BTO = product('btd,do->bto', x_BTD, head['transform'])
+    x_BTO += head['transform_bias'].astype(x_BTO.dtype)
+    x_BTO = activate(spec.parse('ffn.activation', self.config.ffn.activation), [x_BTO], {})
+    return Norm(m.norm, name='head_norm')(x_BTO)
+
+
+class Decoder(_Stacks):
+  """Decoder-only Transformer (Radford et al. 2018): a token sees itself and those before it."""
+
   @nn.compact
   def __call__(
     self,
     tokens_BT: jax.Array,
     segments_BT: jax.Array | None = None,
     noise_B: jax.Array | None = None,
+    slots: Slots | None = None,
   ) -> tuple[jax.Array, Aux]:
     """Next-token logits.
 
     tokens_BT: int32 ids. segments_BT: a number per document of a packed row; attention does not
     cross documents, and positions start again. noise_B: a PRNG key per row trains with dropout;
-    without it the model evaluates.
+    without it the model evaluates. slots: goes on after tokens whose keys and values are in the
+    collection 'cache', and adds those of these.
 
     Returns float32 logits_BTV and the layers' Aux, stacked along the layers that have an entry.
     """
-    m, length = self.config.model, tokens_BT.shape[1]
     table_VD = Leaves(self.config, name='embed')()['table']
-    if segments_BT is None:
-      positions_BT = jnp.arange(length)[None]
+    own = dict(shared_ffn=self._shared_ffn())
+    if slots is not None:
+      x_BTD, aux = self._next(table_VD, tokens_BT, slots, **own)
     else:
-      positions_BT = positions_in_documents(segments_BT)
-    x_BTD = self._embed(table_VD, tokens_BT, positions_BT)
-    x_BTD = shard(dropout(x_BTD, _fold(noise_B, m.num_layers), m.dropout, site=0), 'BTD')
-    observe(self, 'embedding', x_BTD)
-    context = Context(
-      mask_BTS=causal_mask(length, segments_BT),
-      positions_BT=positions_BT,
-      bias_NTS=self._score_bias(length),
-      noise_B=noise_B,
-      shared_ffn=self._shared_ffn(x_BTD),
-    )
-    x_BTD, aux = self._layers(x_BTD, context)
-    if m.norm_placement != 'post':
-      x_BTD = Norm(m.norm, name='final_norm')(x_BTD)
-      observe(self, 'final_normed', x_BTD)
+      x_BTD, aux = self._sequence('layers', table_VD, tokens_BT, segments_BT, noise_B, True, **own)
     return self._logits(x_BTD, table_VD), aux
 
-  def _layers(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Aux]:
-    found = []
-    for group in count.groups(self.config):
-      layers = nn.scan(
-        Block,
-        variable_axes={'params': 0, 'observed': 0, 'diagnostics': 0},
-        split_rngs={'params': True},
-        in_axes=(nn.broadcast, 0),
-        length=group.size,
-        unroll=group.size if self.config.model.unroll else 1,
-      )(self.config, group.d_ff, name=group.name)
-      x_BTD, aux = layers(x_BTD, context, group.first + jnp.arange(group.size))
-      found.append(aux)
-    return x_BTD, Aux(*(_joined(dicts) for dicts in zip(*found, strict=True)))
 
-  def _embed(self, table_VD: jax.Array, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    """What enters the first layer: the tokens' vectors, and their positions' where there are."""
-    m = self.config.model
-    # √d_model (Vaswani et al. 2017, §3.4): the table is scaled for logits, the stream wants 1.
-    scale = m.d_model**0.5 if m.embedding_scale == 'sqrt_d_model' else 1.0
-    # Cast after the look-up, so that backward adds up a frequent token's gradient in float32.
-    x_BTD = (table_VD[tokens_BT] * scale).astype(m.dtype)
-    kind = spec.parse('model.positions', m.positions).variant
-    if kind == 'sinusoidal':
-      return x_BTD + sinusoid(positions_BT, m.d_model).astype(m.dtype)
-    if kind == 'learned':  # drawn as tokens are, so scaled as they are
-      table_TD = Leaves(self.config, name='positions')()['table']
-      return x_BTD + (table_TD[positions_BT] * scale).astype(m.dtype)
-    return x_BTD
+class Encoder(_Stacks):
+  """Encoder-only Transformer (Devlin et al. 2019): every token sees all of its document."""
 
-  def _score_bias(self, length: int) -> jax.Array | None:
-    """What positions add to the scores of every layer: bias_NTS."""
-    m = self.config.model
-    variant = spec.parse('model.positions', m.positions)
-    if variant.variant == 'alibi':
-      return alibi(length, m.num_heads)
-    if variant.variant == 'relative':
-      bucket_TS = relative_buckets(length, variant.buckets, variant.max_distance)
-      bias_UN = Leaves(self.config, name='positions')()['bias']
-      return bias_UN[bucket_TS].transpose(2, 0, 1)
-    return None
+  @nn.compact
+  def __call__(
+    self,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array | None = None,
+    noise_B: jax.Array | None = None,
+    types_BT: jax.Array | None = None,
+  ) -> tuple[jax.Array, Aux]:
+    """Logits of the token that belongs at each place, from both sides of it.
 
-  def _shared_ffn(self, x_BTD: jax.Array) -> dict | None:
-    """The weights of the one FFN that all layers use, where there is such a one."""
-    if not self.config.ffn.shared:
-      return None
-    network = _feed_forward(self.config, self.config.ffn.d_ff, parent=None)
-    return self.param('ffn', lambda key: network.init(key, x_BTD[:1, :1])['params'])
+    types_BT: kinds of tokens, all 0 unless given (model.token_types). Else as of Decoder.
+    """
+    table_VD = Leaves(self.config, name='embed')()['table']
+    x_BTD, aux = self._sequence(
+      *('layers', table_VD, tokens_BT, segments_BT, noise_B, False, types_BT),
+      shared_ffn=self._shared_ffn(),
+    )
+    return self._logits(x_BTD, table_VD), aux
 
-  def _logits(self, x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
-    m, unembed = self.config.model, Leaves(self.config, name='unembed')()
-    x_BTD *= parametrization.logit_scale(self.config)
-    logits_BTV = product('btd,vd->btv', x_BTD, unembed.get('table', table_VD), out='float32')
-    logits_BTV = soft_cap(logits_BTV + unembed.get('bias', 0.0), m.logit_cap)
-    observe(self, 'logits', logits_BTV)
-    return shard(logits_BTV, 'BTV')
+
+class EncoderDecoder(_Stacks):
+  """Encoder and decoder (Vaswani et al. 2017): each target token sees the source and those before.
+
+  Its encoder's Aux comes before its decoder's where both have an entry.
+  """
+
+  @nn.compact
+  def __call__(
+    self,
+    source_BS: jax.Array,
+    target_BT: jax.Array,
+    noise_B: jax.Array | None = None,
+    memory_BSD: jax.Array | None = None,
+    slots: Slots | None = None,
+  ) -> tuple[jax.Array, Aux]:
+    """Logits of the token after each of the target's: teacher forcing, all places at once.
+
+    memory_BSD: what `SourceEncoder` made of the source, where it is known already. slots: as of
+    Decoder; with them and without memory, that of the first such call is read from the cache.
+    """
+    table_VD, shared = Leaves(self.config, name='embed')()['table'], self._shared_ffn()
+    seen = dict(shared_ffn=shared, memory_mask_BTS=(source_BS >= 0)[:, None])
+    if slots is not None:
+      x_BTD, aux = self._next(table_VD, target_BT, slots, memory_BSD=memory_BSD, **seen)
+      return self._logits(x_BTD, table_VD), aux
+    auxs = []
+    if memory_BSD is None:
+      memory_BSD, aux = _encode(self, source_BS, noise_B, table_VD, shared)
+      auxs.append(aux)
+    x_BTD, aux = self._sequence(
+      *('layers', table_VD, target_BT, None, noise_B, True), memory_BSD=memory_BSD, **seen
+    )
+    auxs.append(aux)
+    return self._logits(x_BTD, table_VD), Aux(*(_joined(d) for d in zip(*auxs, strict=True)))
+
+
+class SourceEncoder(_Stacks):
+  """The encoder of an EncoderDecoder, alone, on the same parameters."""
+
+  @nn.compact
+  def __call__(self, source_BS: jax.Array) -> jax.Array:
+    """memory_BSD of a source."""
+    table_VD = Leaves(self.config, name='embed')()['table']
+    return _encode(self, source_BS, None, table_VD, self._shared_ffn())[0]
+
+
+def _encode(
+  model: _Stacks,
+  source_BS: jax.Array,
+  noise_B: jax.Array | None,
+  table_VD: jax.Array,
+  shared_ffn: dict | None,
+) -> tuple[jax.Array, Aux]:
+  if not model.config.model.shared_source:
+    table_VD = Leaves(model.config, name='source_embed')()['table']
+  return model._sequence(
+    *('encoder_layers', table_VD, source_BS, None, noise_B, False), shared_ffn=shared_ffn
+  )
 
 
 class Leaves(nn.Module):
@@ -279,17 +331,32 @@ class Leaves(nn.Module):
 
 
 def uses_noise(config: Config) -> bool:
-  """Whether training a resolved config draws anything."""
+  """Whether training a resolved config draws anything inside the model."""
   m = config.model
   return any((m.dropout, m.stochastic_depth, config.ffn.dropout))
+
+
+def inspect(config: Config, params: dict, *tokens: jax.Array) -> dict[str, jax.Array]:
+  """Logits, attention weights and hidden states of a forward pass without noise.
+
+  tokens: what `build(config)` takes. Returns, of each stack ('layers', before it
+  'encoder_layers'): '<stack>/hidden' (L + 1, B, T, D), the stream before the first layer and after
+  each; '<stack>/attention' (L, B, N, T, S), and '<stack>/cross_attention'; and 'logits' (B, T, V).
+  """
+  (logits_BTV, _), seen = build(config).apply({'params': params}, *tokens, mutable=['internals'])
+  seen, found = seen['internals'], {'logits': logits_BTV}
+  for stack in count.stacks(config):
+    groups = [seen[g.name] for g in count.groups(config) if g.stack == stack]
+    side = 'source_' if stack == 'encoder_layers' else ''
+    streams = [seen[f'{side}embedding'][None], *(group['stream'] for group in groups)]
+    found[f'{stack}/hidden'] = jnp.concatenate(streams)
+    for name in ('attention', 'cross_attention'):
+      if name in groups[0]:
+        weights = [group[name]['weights'] for group in groups]
+        found[f'{stack}/{name}'] = jnp.concatenate(weights)
+  return found
 
 
 def _joined(dicts: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
   names = dict.fromkeys(name for found in dicts for name in found)
   return {name: jnp.concatenate([d[name] for d in dicts if name in d]) for name in names}
-
-
-def _fold(noise_B: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
-  if noise_B is None:
-    return None
-  return jax.vmap(lambda key: jax.random.fold_in(key, data))(noise_B)

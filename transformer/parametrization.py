@@ -31,7 +31,7 @@ from typing import Any
 from transformer import axes, count, spec
 from transformer.config import Config
 
-_WIDTHS = set('DFMNKH')  # what grows with the model; V, T and the like do not
+_WIDTHS = set('DFMNKHWO')  # what grows with the model; V, T and the like do not
 
 
 def hidden(path: str) -> bool:
@@ -45,7 +45,7 @@ def rate_factor(config: Config, path: str) -> float:
   mup, rule = _mup(config), axes.param(path)
   if mup is None:
     return 1.0
-  if set('VT') & set(rule.letters) and rule.fan_in:
+  if set('VTSA') & set(rule.letters) and rule.fan_in:
     return logit_scale(config)
   if not hidden(path):
     return 1.0

@@ -18,10 +18,10 @@ from transformer import axes, count
 from transformer.config import Config
 
 
-def initializer(path: str, num_layers: int = 0, factor: float = 1.0) -> Callable[..., jax.Array]:
+def initializer(path: str, branches: int = 0, factor: float = 1.0) -> Callable[..., jax.Array]:
   """The Linen initializer (key, shape, dtype) of a parameter path such as 'ffn/up'.
 
-  num_layers: depth of the residual stream the module writes to; 0 leaves the deviation unscaled.
+  branches: how many write into the residual stream that it writes to; 0: it is not scaled by them.
   factor: on the deviation besides.
   """
   rule = axes.param(path)
@@ -31,8 +31,8 @@ def initializer(path: str, num_layers: int = 0, factor: float = 1.0) -> Callable
       return jnp.full(shape, rule.init, dtype)
     fan_in = prod(n for letter, n in zip(rule.letters, shape, strict=True) if letter in rule.fan_in)
     variance = 1 / fan_in
-    if rule.residual and num_layers:
-      variance /= 2 * num_layers
+    if rule.residual and branches:
+      variance /= branches
     return factor * variance**0.5 * jax.random.normal(key, shape, dtype)
 
   return init
@@ -41,15 +41,17 @@ def initializer(path: str, num_layers: int = 0, factor: float = 1.0) -> Callable
 def initialize(config: Config, key: jax.Array) -> dict:
   """The nested parameter tree of a resolved config, float32. Pure; may be jitted."""
   tree: dict = {}
-  factors = {'ffn/down': config.ffn.down_init, 'attention/out': config.model.out_init}
-  first = {group.name: group.first for group in count.groups(config)}
+  out = config.model.out_init
+  factors = {'ffn/down': config.ffn.down_init, 'attention/out': out, 'cross_attention/out': out}
+  groups = {group.name: group for group in count.groups(config)}
   for path, shape in count.shapes(config).items():
     owner, _, rest = path.partition('/')
     factor = factors.get('/'.join(path.split('/')[-2:]), 1.0)
-    init = initializer(path, config.model.num_layers, factor)
-    if owner in first:  # a layer's key does not tell how layers are grouped
-      own = jax.random.fold_in(key, zlib.crc32(f'layers/{rest}'.encode()))
-      layers = jnp.arange(first[owner], first[owner] + shape[0])
+    group = groups.get(owner)
+    init = initializer(path, count.branches(config, group.stack if group else 'layers'), factor)
+    if group:  # a layer's key does not tell how layers are grouped
+      own = jax.random.fold_in(key, zlib.crc32(f'{group.stack}/{rest}'.encode()))
+      layers = group.first + jnp.arange(group.size)
       keys = jax.vmap(lambda layer, own=own: jax.random.fold_in(own, layer))(layers)
       leaf = jax.vmap(lambda k, init=init, shape=shape: init(k, shape[1:]))(keys)
     else:

@@ -32,21 +32,26 @@ def sinusoid(positions_BT: jax.Array, d_model: int) -> jax.Array:
   return jnp.concatenate([jnp.sin(angle_BTD), jnp.cos(angle_BTD)], axis=-1)
 
 
-def relative_buckets(length: int, buckets: int, max_distance: int) -> jax.Array:
-  """bucket_TS of the distance t − s back (Raffel et al. 2020, §2.1; causal), int32.
+def relative_buckets(
+  back_TS: jax.Array, buckets: int, max_distance: int, causal: bool = True
+) -> jax.Array:
+  """bucket_TS of the distance t − s back (Raffel et al. 2020, §2.1), int32.
 
-  Distances below buckets/2 have a bucket each; from there to `max_distance` they share out the
-  others logarithmically. Keys ahead of the query, which the mask hides, count as distance 0.
+  Distances below half the buckets have a bucket each; from there to `max_distance` they share out
+  the others logarithmically. Causal: keys ahead of the query, which the mask hides, count as
+  distance 0; else the upper half of the buckets is for keys ahead.
   """
-  distance_TS = jnp.maximum(jnp.arange(length)[:, None] - jnp.arange(length)[None], 0)
+  if not causal:
+    behind_TS = relative_buckets(jnp.abs(back_TS), buckets // 2, max_distance)
+    return behind_TS + jnp.where(back_TS < 0, buckets // 2, 0)
+  distance_TS = jnp.maximum(back_TS, 0)
   exact = buckets // 2
   far_TS = jnp.log(jnp.maximum(distance_TS, 1) / exact) / jnp.log(max_distance / exact)
   far_TS = exact + (far_TS * (buckets - exact)).astype(jnp.int32)
   return jnp.where(distance_TS < exact, distance_TS, jnp.minimum(far_TS, buckets - 1))
 
 
-def alibi(length: int, num_heads: int) -> jax.Array:
-  """bias_NTS = −slope · (t − s), slope 2^(−8(n+1)/N) (Press et al. 2022, §3)."""
+def alibi(back_TS: jax.Array, num_heads: int) -> jax.Array:
+  """bias_NTS = −slope · |t − s| of distances t − s, slope 2^(−8(n+1)/N) (Press et al. 2022, §3)."""
   slope_N = 2.0 ** (-8.0 * jnp.arange(1, num_heads + 1) / num_heads)
-  distance_TS = jnp.maximum(jnp.arange(length)[:, None] - jnp.arange(length)[None], 0)
-  return -slope_N[:, None, None] * distance_TS
+  return -slope_N[:, None, None] * jnp.abs(back_TS)

@@ -16,8 +16,9 @@ from transformer import bad, data, diagnose, runs, train
 from transformer.begin import begin
 from transformer.checkpoint import load_state
 from transformer.config import Config
+from transformer.count import depth
 from transformer.errors import UserError
-from transformer.layers import ORDER
+from transformer.layers import ORDER, order_name
 from transformer.state import TrainState
 
 STAGES = ('forward', 'loss', 'gradient', 'gradient norm', 'update', 'new weights')
@@ -102,6 +103,8 @@ def _in_order(config: Config, seen: dict) -> list[Tensor]:
       rank = _rank(config, t.name)
       if t.layer is not None:
         return (1, t.layer, rank)
+      if t.name.startswith('encoder_norm'):
+        return (1, depth(config, 'encoder_layers') - 0.5, rank)
       shared = t.name.startswith('ffn/')  # its gradient is a sum, complete with the first layer's
       return (0 if rank < first or shared else 2, 0, rank)
 
@@ -126,13 +129,20 @@ def _numbers(size: diagnose.Size) -> list[tuple[int | None, float, float, bool]]
 def _rank(config: Config, name: str) -> float:
   """Where a tensor stands in the forward pass; a parameter stands with what it helps to compute."""
   owner, _, leaf = name.rpartition('/')
-  for known in (leaf.removesuffix('_bias'), f'{owner.rpartition("/")[2]}ed'):
+  for known in (order_name(name.removesuffix('_bias')), f'{owner.rpartition("/")[2]}ed'):
     if known in ORDER:
       stream = f'stream_{known.removesuffix("_normed")}'
       after = config.model.norm_placement == 'post' and stream in ORDER
       return ORDER.index(stream) - 0.5 if after else ORDER.index(known)
-  if owner in ('embed', 'positions') or owner.endswith(('query_norm', 'key_norm')):
-    return ORDER.index('scores') - 0.5 if owner.endswith('norm') else -1
+  if owner in ('embed', 'positions', 'types') or owner.startswith('source_'):
+    return -1
+  if owner == 'embed_norm':
+    return -1
+  if owner.endswith(('query_norm', 'key_norm')):
+    cross = 'cross_attention/' * ('cross_attention' in owner)
+    return ORDER.index(f'{cross}scores') - 0.5
+  if owner in ('head', 'head_norm'):
+    return ORDER.index('logits') - 0.5
   if owner == 'unembed':
     return len(ORDER)
   middle = leaf.startswith('middle_')  # what is left are parameters of the activation

@@ -7,25 +7,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from transformer import loss, model, optimizer
+from transformer import loss, model, objective, optimizer
 from transformer.config import Config
 from transformer.optimizer import Hyper
 from transformer.state import TrainState
 
-Batch = dict[str, jax.Array]  # tokens: int32 (B, T+1), −1 is padding; rows: int32 (B,), global row
+Batch = dict[str, jax.Array]  # tokens: as of objective.example; rows: int32 (B,), global row
 Reduce = Callable  # sums a tree over devices: psum under pmap, identity under jit on a mesh
 Metrics = dict[str, jax.Array]  # name -> float32 (2,): a sum and its count
-
-
-def split(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """(B, T+1) tokens -> inputs_BT, targets_BT, weights_BT (0 on padding), segments_BT.
-
-  A document begins at each token 0; segments number the documents of a row.
-  """
-  inputs_BT, targets_BT = tokens[:, :-1], tokens[:, 1:]
-  weights_BT = (targets_BT >= 0).astype(jnp.float32)
-  segments_BT = jnp.cumsum(inputs_BT == 0, axis=1)
-  return jnp.maximum(inputs_BT, 0), targets_BT, weights_BT, segments_BT
 
 
 def loss_sums(
@@ -40,9 +29,23 @@ def loss_sums(
 
 def _answer(config: Config, params: dict, tokens: jax.Array, noise_B: jax.Array | None) -> tuple:
   """((logits_BTV, targets_BT, weights_BT), what the layers return beside)."""
-  inputs_BT, targets_BT, weights_BT, segments_BT = split(tokens)
-  logits_BTV, aux = model.build(config).apply({'params': params}, inputs_BT, segments_BT, noise_B)
-  return (logits_BTV, targets_BT, weights_BT), aux
+  asked = objective.example(config, tokens, noise_B)
+  (logits_BTV, aux), _ = forward(config, params, asked, noise_B)
+  return (logits_BTV, asked.targets_BT, asked.weights_BT), aux
+
+
+def forward(
+  config: Config,
+  params: dict,
+  asked: objective.Example,
+  noise_B: jax.Array | None = None,
+  watch: tuple[str, ...] = (),
+) -> tuple[tuple, dict]:
+  """((logits_BTV, Aux), what the model keeps of itself in the collections `watch`)."""
+  noise_B = noise_B if model.uses_noise(config) else None
+  return model.build(config).apply(
+    {'params': params}, *asked.arguments, noise_B=noise_B, mutable=list(watch)
+  )
 
 
 def train_step(
@@ -103,7 +106,7 @@ def eval_step(config: Config, params: dict, batch: Batch, reduce: Reduce) -> jax
 
 def row_noise(config: Config, key: jax.Array, part: Batch) -> jax.Array | None:
   """noise_B: a key for each row of a (micro-)batch; None where training draws nothing."""
-  if not model.uses_noise(config):
+  if not model.uses_noise(config) and config.model.architecture != 'encoder':
     return None
   return jax.vmap(lambda row: jax.random.fold_in(key, row))(part['rows'])
 

@@ -4,6 +4,7 @@ from transformer.config import activations, data, variants
 from transformer.config.presets import PRESETS
 from transformer.config.resolve import (
   config_hash,
+  encoder_ratios,
   hyper,
   idle,
   ratios,
@@ -43,6 +44,7 @@ __all__ = [
   'activations',
   'config_hash',
   'data',
+  'encoder_ratios',
   'hyper',
   'idle',
   'ratios',

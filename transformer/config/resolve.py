@@ -27,7 +27,7 @@ def resolve(config: Config) -> Config:
     spec.check_value(f'--{path}', declared, config.get(path))
   config = config.replace(**idle(config))
   out = {slot: spec.canonical(spec.parse(slot, config.get(slot))) for slot in spec.slots()}
-  out |= _model(config) | _ffn(config) | _optim(config)
+  out |= _model(config) | _vocabulary(config) | _ffn(config) | _optim(config)
   out['train.eval_every'] = config.train.eval_every or config.train.steps
   out['train.checkpoint_every'] = config.train.checkpoint_every or out['train.eval_every']
   if config.train.init == 'continue' and not config.train.init_from:
@@ -49,9 +49,12 @@ def _model(config: Config) -> dict:
       'choose a divisor or set --model.head_dim'
     )
   head_dim = (model.head_dim or model.d_model // heads) if heads else 0
+  v_head_dim = (model.v_head_dim or head_dim) if heads else 0
   kv_heads = model.num_kv_heads or heads
   if (heads and heads % kv_heads) or kv_heads > heads:
     raise UserError(f'--model.num_kv_heads={kv_heads}: does not divide --model.num_heads={heads}')
+  if not heads and model.architecture == 'encoder_decoder':
+    raise UserError('--model.num_heads=0: a decoder reads its source by attention; give it heads')
   if model.bias and model.qkv_bias:
     raise UserError('--model.qkv_bias: --model.bias has them all; leave one of them out')
   positions = spec.parse('model.positions', model.positions)
@@ -64,6 +67,27 @@ def _model(config: Config) -> dict:
     raise UserError(f'--model.positions=rotary: needs an even head width, not {head_dim}')
   if positions.variant == 'sinusoidal' and model.d_model % 2:
     raise UserError(f'--model.positions=sinusoidal: needs an even d_model, not {model.d_model}')
+  activation = spec.parse('ffn.activation', config.ffn.activation)
+  if model.head == 'transform' and (len(activation.inputs) > 1 or activation.leaves):
+    raise UserError(
+      f'--model.head=transform: uses --ffn.activation, and {config.ffn.activation} is gated or has '
+      'parameters; take a plain one'
+    )
+  encoder_layers = model.num_encoder_layers
+  return {
+    'model.head_dim': head_dim,
+    'model.v_head_dim': v_head_dim if v_head_dim != head_dim else 0,
+    'model.num_kv_heads': kv_heads if kv_heads < heads else 0,
+    'model.num_encoder_layers': encoder_layers if encoder_layers != model.num_layers else 0,
+    'data.source_len': (config.data.source_len or config.data.seq_len)
+    if model.architecture == 'encoder_decoder'
+    else 0,
+  }
+
+
+def _vocabulary(config: Config) -> dict:
+  """The tokenizer's entries, and for an encoder that learns from masked tokens the mask."""
+  model, mask = config.model, config.data.mask_token
   source = spec.parse('data.source', config.data.source)
   tokenizer = spec.parse('data.tokenizer', config.data.tokenizer)
   text, vocab = getattr(source, 'text', True), tokenizer.vocab_size
@@ -72,24 +96,35 @@ def _model(config: Config) -> dict:
       f'--model.vocab_size=0: --data.source={config.data.source} has no tokenizer to tell it; set '
       'it, as in --model.vocab_size=50257'
     )
+  own_mask = model.architecture == 'encoder' and mask < 0
+  if own_mask and vocab:
+    vocab += 1
   if text and 0 < model.vocab_size < vocab:
     raise UserError(
-      f"--model.vocab_size={model.vocab_size}: below the tokenizer's {vocab}; "
+      f"--model.vocab_size={model.vocab_size}: below the tokenizer's {vocab}"
+      f'{" with the mask" if own_mask else ""}; '
       'leave it 0 or set --data.tokenizer'
     )
+  vocab = model.vocab_size or vocab
+  if mask >= vocab:
+    raise UserError(f'--data.mask_token={mask}: is no id of a vocabulary of {vocab}')
   return {  # without text, a tokenizer tells the vocabulary at most
     'data.tokenizer': spec.canonical(tokenizer) if text else SETTINGS['data.tokenizer'].default,
-    'model.head_dim': head_dim,
-    'model.num_kv_heads': kv_heads if kv_heads < heads else 0,
-    'model.vocab_size': model.vocab_size or vocab,
+    'data.mask_token': vocab - 1 if own_mask else mask,
+    'model.vocab_size': vocab,
   }
 
 
 _OF_ATTENTION = (
   *('head_dim', 'num_kv_heads', 'qk_norm', 'bias', 'qkv_bias', 'out_init', 'attention_cap'),
-  'parallel_branches',
+  *('v_head_dim', 'attention_window', 'parallel_branches'),
 )
 _OF_FFN = ('activation', 'multiple_of', 'hidden_layers', 'bias', 'dropout', 'down_init')
+_OF_ENCODER = ('model.token_types', 'data.mask_token', 'loss.mask_rate')
+_OF_BOTH = (
+  *('model.num_encoder_layers', 'model.shared_source', 'data.source_len'),
+  *('ffn.encoder_ratios', 'ffn.encoder_activation'),
+)
 
 
 def idle(config: Config) -> dict[str, Any]:
@@ -97,10 +132,15 @@ def idle(config: Config) -> dict[str, Any]:
   absent = []
   if not config.model.num_heads:
     absent += [f'model.{name}' for name in _OF_ATTENTION]
-  if not config.ffn.d_ff and not any(ratios(config)):
+  if config.model.architecture != 'encoder':
+    absent += _OF_ENCODER
+  if config.model.architecture != 'encoder_decoder':
+    absent += _OF_BOTH
+  both = config.model.architecture == 'encoder_decoder'
+  if not config.ffn.d_ff and not any(ratios(config)) and not (both and any(encoder_ratios(config))):
     absent += ['model.parallel_branches', *(f'ffn.{name}' for name in _OF_FFN)]
   if config.model.norm == 'none':
-    absent.append('model.norm_placement')
+    absent += ['model.norm_placement', 'model.embedding_norm']
   if not getattr(spec.parse('data.source', config.data.source), 'fields', True):
     absent += ['data.text_field', 'data.group_field']
   return {path: SETTINGS[path].default for path in absent}
@@ -121,38 +161,83 @@ def _ffn(config: Config) -> dict:
     raise UserError(f'{bare}: and --model.num_heads=0 leave nothing in a block')
   if ffn.shared and (not d_ff or len(set(pattern)) > 1):
     raise UserError('--ffn.shared: needs one width, above 0, in all layers')
-  return {'ffn.d_ff': d_ff, 'ffn.ratio': d_ff / d_model, 'ffn.ratios': ffn.ratios.replace(' ', '')}
+  if ffn.shared and (ffn.encoder_ratios or ffn.encoder_activation):
+    raise UserError('--ffn.shared: is one FFN for encoder and decoder; leave --ffn.encoder_… out')
+  out = {'ffn.d_ff': d_ff, 'ffn.ratio': d_ff / d_model, 'ffn.ratios': ffn.ratios.replace(' ', '')}
+  if config.model.architecture == 'encoder_decoder':
+    encoder_ratios(config)  # raises where they are wrong
+    out['ffn.encoder_ratios'] = ffn.encoder_ratios.replace(' ', '')
+    if ffn.encoder_activation:
+      own = spec.canonical(_parsed('ffn.encoder_activation', ffn.encoder_activation))
+      shared = spec.canonical(spec.parse('ffn.activation', ffn.activation))
+      out['ffn.encoder_activation'] = own if own != shared else ''
+  return out
+
+
+def _parsed(path: str, text: str) -> Any:
+  """The activation in a setting that is not the slot itself; a refusal names that setting."""
+  try:
+    return spec.parse('ffn.activation', text)
+  except UserError as e:
+    raise UserError(str(e).replace('--ffn.activation', f'--{path}', 1)) from None
 
 
 def ratios(config: Config) -> list[float]:
-  """The width ratio of each layer, as --ffn.ratio or --ffn.ratios asks for it."""
-  text, layers = config.ffn.ratios, config.model.num_layers
+  """The width ratio of each layer, as --ffn.ratio or --ffn.ratios asks for it.
+
+  Of an encoder_decoder's decoder.
+  """
+  ffn = config.ffn
+  return (
+    _pattern('ffn.ratios', ffn.ratios, 'model.num_layers', config)
+    or [ffn.ratio] * config.model.num_layers
+  )
+
+
+def encoder_ratios(config: Config) -> list[float]:
+  """The same of an encoder_decoder's encoder."""
+  ffn, model = config.ffn, config.model
+  name = 'ffn.encoder_ratios' if ffn.encoder_ratios else 'ffn.ratios'
+  count = 'model.num_encoder_layers' if model.num_encoder_layers else 'model.num_layers'
+  return _pattern(name, config.get(name), count, config) or [ffn.ratio] * config.get(count)
+
+
+def _pattern(name: str, text: str, count: str, config: Config) -> list[float]:
+  """Ratios written as one text, a number a layer; empty where there is none."""
+  layers = config.get(count)
   if not text:
-    return [config.ffn.ratio] * layers
+    return []
   ramp = re.fullmatch(r'ramp\(([^,]+),([^,]+)\)', text.replace(' ', ''))
   try:
     found = [float(part) for part in (ramp.groups() if ramp else text.split(','))]
   except ValueError:
     found = [math.nan]
-  if not all(0 <= ratio <= 1e6 for ratio in found) or not any(found):
-    raise UserError(f"--ffn.ratios={text}: should be numbers from 0 on, '2,4,8,4' or 'ramp(2,6)'")
+  alone = name == 'ffn.ratios'  # beside a decoder an encoder may have none
+  if not all(0 <= ratio <= 1e6 for ratio in found) or (alone and not any(found)):
+    raise UserError(f"--{name}={text}: should be numbers from 0 on, '2,4,8,4' or 'ramp(2,6)'")
   if ramp:
     steps = [i / (layers - 1) for i in range(layers)] if layers > 1 else [0.5]
     return [found[0] + step * (found[1] - found[0]) for step in steps]
   if layers % len(found):
-    raise UserError(
-      f'--ffn.ratios={text}: {len(found)} ratios do not divide --model.num_layers={layers}'
-    )
+    raise UserError(f'--{name}={text}: {len(found)} ratios do not divide --{count}={layers}')
   return found * (layers // len(found))
 
 
-def widths(config: Config) -> list[int]:
-  """d_ff of each layer of a resolved config; 0 where a layer has no FFN."""
+def widths(config: Config, encoder: bool = False) -> list[int]:
+  """d_ff of each layer of a resolved config; 0 where a layer has no FFN.
+
+  encoder: of an encoder_decoder's encoder. --ffn.encoder_ratios are of d_model, whatever d_ff is.
+  """
   pattern, ffn = ratios(config), config.ffn
-  if not ffn.ratios:
-    return [ffn.d_ff] * len(pattern)
-  unit = ffn.d_ff * len(pattern) / sum(pattern) / ffn.multiple_of
-  return [max(1, round(r * unit)) * ffn.multiple_of if r else 0 for r in pattern]
+  mine = encoder_ratios(config) if encoder else pattern
+  if encoder and ffn.encoder_ratios:
+    unit = config.model.d_model
+  elif not ffn.ratios:
+    return [ffn.d_ff] * len(mine)
+  else:
+    unit = ffn.d_ff * len(pattern) / sum(pattern)
+  step = ffn.multiple_of
+  return [max(1, round(r * unit / step)) * step if r else 0 for r in mine]
 
 
 def _optim(config: Config) -> dict:

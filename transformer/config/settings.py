@@ -37,13 +37,24 @@ def setting(
 class ModelConfig:
   """The Transformer around the feed-forward network."""
 
-  architecture: str = setting('decoder', 'which Transformer', choices=('decoder',))
+  architecture: str = setting(
+    'decoder',
+    'which Transformer: of next tokens, of masked tokens, or from a source to a target',
+    choices=('decoder', 'encoder', 'encoder_decoder'),
+  )
   d_model: int = setting(256, 'width of the residual stream', low=1, high=10**7)
   num_layers: int = setting(6, 'number of blocks', low=1)
+  num_encoder_layers: int = setting(0, "encoder_decoder: the encoder's; 0: num_layers", low=0)
   num_heads: int = setting(4, 'attention heads; 0: no attention, FFNs alone', low=0)
   num_kv_heads: int = setting(0, 'key/value heads, shared by groups; 0: num_heads', low=0)
   head_dim: int = setting(0, 'width of a head; 0: d_model / num_heads', low=0)
-  vocab_size: int = setting(0, "vocabulary; 0: the tokenizer's", low=0, high=10**7)
+  v_head_dim: int = setting(0, "width of a head's values, d_v; 0: head_dim", low=0)
+  attention_window: int = setting(
+    0, 'keys a token sees back from itself, itself included; 0: all', low=0
+  )
+  vocab_size: int = setting(
+    0, "vocabulary; 0: the tokenizer's, with a mask token for an encoder", low=0, high=10**7
+  )
   positions: str = setting('rotary', 'how positions enter')
   norm: str = setting('rmsnorm', 'normalisation of branches and logits')
   norm_placement: str = setting(
@@ -60,6 +71,14 @@ class ModelConfig:
   embedding_scale: str = setting(
     'sqrt_d_model', 'factor on the embedding', choices=('sqrt_d_model', 'one')
   )
+  embedding_norm: bool = setting(False, 'a norm after the embedding, too (BERT)')
+  token_types: int = setting(0, 'encoder: kinds of tokens told apart (BERT has 2); 0: none', low=0)
+  head: str = setting(
+    'linear',
+    "before the logits: nothing, or a dense layer with the FFN's activation and a norm (BERT)",
+    choices=('linear', 'transform'),
+  )
+  shared_source: bool = setting(True, 'encoder_decoder: source and target share one embedding')
   out_init: float = setting(
     1.0, "factor on the initial deviation of attention's out; 0: zeros", low=0.0, high=1e3
   )
@@ -88,6 +107,12 @@ class FFNConfig:
     "in place of ratio, by layer: '2,4,8,4', repeated, or 'ramp(2,6)'; d_ff is their mean width",
   )
   activation: str = setting('gelu', 'nonlinearity, plain or gated')
+  encoder_ratios: str = setting(
+    '', "encoder_decoder: ratio or ratios of the encoder; empty: as the decoder's"
+  )
+  encoder_activation: str = setting(
+    '', "encoder_decoder: nonlinearity of the encoder; empty: as the decoder's"
+  )
   multiple_of: int = setting(1, 'd_ff is rounded to a multiple of this', low=1)
   hidden_layers: int = setting(1, '2: a three-layer FFN, d_ff to d_ff between', low=1, high=2)
   shared: bool = setting(False, 'one FFN, with its weights, for all layers')
@@ -106,6 +131,10 @@ class DataConfig:
   tokenizer: str = setting('bpe(vocab_size=4096)', 'text to tokens', kind='traced')
   batch_size: int = setting(16, 'sequences per step, over all devices', low=1)
   seq_len: int = setting(256, 'tokens per sequence', low=1)
+  source_len: int = setting(0, 'encoder_decoder: tokens per source; 0: seq_len', low=0)
+  mask_token: int = setting(
+    -1, "encoder: id of the mask; -1: one entry after the tokenizer's", low=-1, high=10**7
+  )
   held_out: float = setting(
     0.1, 'share of documents (of packages, for stdlib) held out', kind='traced', low=0.001, high=0.9
   )
@@ -124,6 +153,12 @@ class DataConfig:
 class LossConfig:
   """What training minimises. train/loss and eval/loss stay plain cross-entropy."""
 
+  mask_rate: float = setting(
+    0.15,
+    'encoder: share of the tokens to be found again; 8 in 10 of them masked, 1 another',
+    low=0.001,
+    high=0.999,
+  )
   label_smoothing: float = setting(
     0.0, 'share of the target spread over the vocabulary', low=0.0, high=0.99
   )

@@ -43,7 +43,10 @@ class Learned:
 
 @declare('model.positions', 'relative')
 class Relative:
-  """A learned number per head and bucket of distance added to the scores (Raffel et al. 2020)."""
+  """A learned number per head and bucket of distance added to the scores (Raffel et al. 2020).
+
+  In an encoder half of the buckets are for keys ahead of the query.
+  """
 
   buckets: int = setting(32, 'of distance: half of them exact, the others logarithmic', low=2)
   max_distance: int = setting(128, 'from which on all share the last bucket', low=2)

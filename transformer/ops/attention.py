@@ -13,7 +13,7 @@ _MASKED = -1e30  # finite, so that a fully masked row gives a number and no NaN
 def attention(
   query_BTNH: jax.Array,
   key_BSKH: jax.Array,
-  value_BSKH: jax.Array,
+  value_BSKW: jax.Array,
   mask_BTS: jax.Array,
   scale: float | None = None,
   bias_NTS: jax.Array | None = None,
@@ -22,14 +22,33 @@ def attention(
   """softmax(q·k · scale + bias) v where mask allows (Vaswani et al. 2017, §3.2.1), in float32.
 
   N must be a multiple of K: neighbouring queries share a key/value head (Ainslie et al. 2023).
-  mask_BTS: True where a query may look; a leading 1 broadcasts over the batch.
+  mask_BTS: True where a query may look; a leading 1 broadcasts over the batch. Where a query may
+  look nowhere, it gets the mean of all values: a number that means nothing, but a number.
   scale: 1/√H unless given. cap: bounds the scores, as in `scores`.
-  Returns out_BTNH.
+  Returns out_BTNW, W the width of the values.
   """
+  weights_BNTS = weights(query_BTNH, key_BSKH, mask_BTS, scale, bias_NTS, cap)
+  return mix(weights_BNTS, value_BSKW)
+
+
+def weights(
+  query_BTNH: jax.Array,
+  key_BSKH: jax.Array,
+  mask_BTS: jax.Array,
+  scale: float | None = None,
+  bias_NTS: jax.Array | None = None,
+  cap: float = 0.0,
+) -> jax.Array:
+  """weights_BNTS: what each query takes of each key's value; they add up to 1."""
   scores_BNTS = scores(query_BTNH, key_BSKH, scale, bias_NTS, cap)
   scores_BNTS = jnp.where(mask_BTS[:, None], scores_BNTS, _MASKED)
-  weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(query_BTNH.dtype)
-  return product('bnts,bsnh->btnh', weights_BNTS, _per_query_head(value_BSKH, query_BTNH))
+  return jax.nn.softmax(scores_BNTS, axis=-1).astype(query_BTNH.dtype)
+
+
+def mix(weights_BNTS: jax.Array, value_BSKW: jax.Array) -> jax.Array:
+  """out_BTNW = Σ_s weight · value: a linear combination of the values of all positions."""
+  value_BSNW = _per_query_head(value_BSKW, weights_BNTS.shape[1])
+  return product('bnts,bsnw->btnw', weights_BNTS, value_BSNW)
 
 
 def scores(
@@ -44,7 +63,7 @@ def scores(
   cap: if above 0, q·k · scale becomes cap · tanh(itself / cap) (Gemma Team 2024, §2).
   """
   scale = query_BTNH.shape[-1] ** -0.5 if scale is None else scale
-  key_BSNH = _per_query_head(key_BSKH, query_BTNH)
+  key_BSNH = _per_query_head(key_BSKH, query_BTNH.shape[2])
   scores_BNTS = product('btnh,bsnh->bnts', query_BTNH * scale, key_BSNH, out='float32')
   scores_BNTS = soft_cap(scores_BNTS, cap)
   return scores_BNTS if bias_NTS is None else scores_BNTS + bias_NTS.astype(jnp.float32)
@@ -55,17 +74,25 @@ def soft_cap(x: jax.Array, cap: float) -> jax.Array:
   return cap * jnp.tanh(x / cap) if cap else x
 
 
-def _per_query_head(x_BSKH: jax.Array, query_BTNH: jax.Array) -> jax.Array:
-  groups = query_BTNH.shape[2] // x_BSKH.shape[2]
+def _per_query_head(x_BSKH: jax.Array, num_heads: int) -> jax.Array:
+  groups = num_heads // x_BSKH.shape[2]
   return x_BSKH if groups == 1 else jnp.repeat(x_BSKH, groups, axis=2)
 
 
-def causal_mask(length: int, segments_BT: jax.Array | None) -> jax.Array:
-  """mask_BTS: each token sees itself and earlier tokens, of its own document if segments are given.
+def self_mask(segments_BT: jax.Array, causal: bool, window: int = 0) -> jax.Array:
+  """mask_BTS of a sequence on itself: each token sees those of its own segment.
 
-  segments_BT: a number per document of a packed row, or None for one document a row.
+  segments_BT: a number per document of a packed row; padding is a segment of its own. causal: of
+  those only itself and earlier ones. window: of those the nearest so many each way, itself
+  included; 0: all.
   """
-  mask_1TS = jnp.tril(jnp.ones((1, length, length), bool))
-  if segments_BT is None:
-    return mask_1TS
-  return mask_1TS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+  mask_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+  index_T = jnp.arange(segments_BT.shape[1])
+  back_TS = index_T[:, None] - index_T[None]
+  return mask_BTS & in_reach(back_TS, causal, window)
+
+
+def in_reach(back_TS: jax.Array, causal: bool, window: int = 0) -> jax.Array:
+  """mask_TS: which distances t − s attention may bridge, as in `self_mask`."""
+  reach_TS = back_TS >= 0 if causal else jnp.ones_like(back_TS, bool)
+  return reach_TS & (jnp.abs(back_TS) < window) if window else reach_TS
