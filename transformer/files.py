@@ -29,10 +29,8 @@ def appearing(folder: Path, flag: str = '') -> Iterator[Path]:
 
   flag: that named it. Raises UserError, before the block, if there is something already.
   """
+  refuse_existing(folder, flag)
   folder = folder.absolute()
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    where = f'--{flag}={folder}' if flag else str(folder)
-    raise UserError(f'{where}: is there already; name a folder that is not, or is empty')
   temporary = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
   temporary.mkdir(parents=True)
   try:
@@ -40,3 +38,10 @@ def appearing(folder: Path, flag: str = '') -> Iterator[Path]:
     os.replace(temporary, folder)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(folder: Path, flag: str = '') -> None:
+  """Raises UserError if `folder`, which a flag named, is anything but new or empty."""
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    where = f'--{flag}={folder}' if flag else str(folder)
+    raise UserError(f'{where}: is there already; name a folder that is not, or is empty')

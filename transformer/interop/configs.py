@@ -10,23 +10,8 @@ from transformer.config import SETTINGS, Config, resolve
 from transformer.errors import UserError
 from transformer.interop import shards
 from transformer.interop.families import FAMILIES, Family
-from transformer.interop.keys import shown
+from transformer.interop.keys import HARMLESS, shown
 
-# Keys of any family that change no logits: of training, generation and what saved it.
-_HARMLESS = frozenset(
-  """_attn_implementation _attn_implementation_autoset _name_or_path _num_labels architectures
-  bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cls_token_id
-  decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-  encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-  forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range
-  label2id length_penalty mask_token_id max_length min_length model_type
-  no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
-  output_hidden_states output_past output_scores pad_token_id prefix problem_type
-  remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
-  suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p
-  torch_dtype torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache
-  """.split()
-)
 _MUST = {  # of any family, at these values; a table's own come before
   **{'pruned_heads': {}, 'quantization_config': None, 'tie_encoder_decoder': False},
   **{'rope_parameters.rope_type': 'default', 'rope_scaling.rope_type': 'default'},
@@ -34,10 +19,11 @@ _MUST = {  # of any family, at these values; a table's own come before
   'add_cross_attention': False,
   'cross_attention_hidden_size': None,
 }
-# Settings that decide what a model computes are all of a model's but these, and those of its FFN but
-# widths, which the shapes tell.
+# What decides the logits: all of a model's settings but these, those of its FFN but widths, which
+# shapes tell.
 _OF_TRAINING = ('model.dropout', 'model.stochastic_depth', 'model.out_init', 'model.dtype')
 _OF_FFN = ('activation', 'encoder_activation', 'hidden_layers', 'shared', 'bias')
+_BIASES = ('model.bias', 'model.logits_bias', 'ffn.bias')
 _DECISIVE = [
   *(n for n in SETTINGS if n.startswith('model.') and n not in (*_OF_TRAINING, 'model.unroll')),
   *(f'ffn.{name}' for name in _OF_FFN),
@@ -65,7 +51,7 @@ def read_config(path: Path) -> tuple[Family, Config]:
           f'{path}: {name}={shown(value)} is not supported; {kind} is known with '
           f'{shown(must[name])} alone'
         )
-    elif name not in names and name not in family.harmless and name not in _HARMLESS:
+    elif name not in names and name not in family.harmless and name not in HARMLESS:
       raise UserError(f'{path}: {name}={shown(value)} is a feature of {kind} that is not known')
   return family, _settings(path, family, tree)
 
@@ -98,50 +84,59 @@ def _settings(path: Path, family: Family, tree: dict) -> Config:
       reason = str(e) if isinstance(e, ValueError) else 'does not go with the other sizes'
       raise UserError(f'{path}: {said}: {reason}') from None
     if key.setting in told and found[key.setting] != value:
-      raise UserError(f'{path}: {told[key.setting]} and {said}: are one setting here; equal ones run')
+      raise UserError(
+        f'{path}: {told[key.setting]} and {said}: are one setting here; equal ones run'
+      )
     found[key.setting], told[key.setting] = value, said
   try:
-    return resolve(_bare(Config()).replace(**found))
+    # Without text, whose tokenizer would have a say in the vocabulary.
+    return resolve(Config().replace(**found, **{'data.source': 'synthetic'}))
   except UserError as e:
     raise UserError(f'{path}: {e}') from None
 
 
-def _bare(config: Config) -> Config:
-  """A config without text, whose tokenizer would have a say in the vocabulary."""
-  return config.replace(**{'data.source': 'synthetic'})
+def write_config(config: Config) -> tuple[Family, dict, Config]:
+  """The family that a resolved config belongs to, its config.json, and the config as written.
 
-
-def write_config(config: Config) -> tuple[Family, dict]:
-  """The family that a resolved config belongs to, and its config.json.
-
-  Raises UserError naming the setting that no family has.
+  The last has biases where the family has them and the model none, to be written as zeros. Raises
+  UserError naming the settings that no family has.
   """
   refusals = []
   for family in FAMILIES.values():
-    tree = {key.name: key.write(config.get(key.setting), config) for key in family.keys}
+    wider = _completed(config, family)
+    tree = {key.name: key.write(wider.get(key.setting), wider) for key in family.keys}
     tree |= {'model_type': family.model_type, 'architectures': [family.architecture]}
-    different = _differences(config, family, tree)
+    different = _differences(wider, family, tree)
     if not different:
       if 'rope_theta' in tree:  # as transformers 5 has it; before, it stood alone
         tree['rope_parameters'] = {'rope_type': 'default', 'rope_theta': tree['rope_theta']}
-      return family, tree
-    refusals.append((different, family))
-  different, family = min(refusals, key=lambda refusal: len(refusal[0]))
-  raise UserError(f'{different[0]}, which {family.model_type}, the nearest family, cannot express')
+      return family, tree, wider
+    refusals.append((len(different), family.model_type, different))
+  _, nearest, different = min(refusals, key=lambda refusal: refusal[0])
+  name = next(iter(different))
+  has = ', '.join(f'{name}={value}' for name, value in different.items())
+  raise UserError(
+    f'--{name}={config.get(name)}: no family of transformers is such a model; {nearest}, the '
+    f'nearest, has {has}'
+  )
 
 
-def _differences(config: Config, family: Family, tree: dict) -> list[str]:
-  """What is lost if a config is written as `tree`: settings with what they would become."""
+def _completed(config: Config, family: Family) -> Config:
+  """A config with the biases that all models of a family have."""
+  changes = {name: True for name in _BIASES if family.fixed.get(name)}
+  return config.replace(**changes, **{'model.qkv_bias': False} if 'model.bias' in changes else {})
+
+
+def _differences(config: Config, family: Family, tree: dict) -> dict[str, Any]:
+  """What is lost if a config is written as `tree`: settings, with what they would become."""
   try:
     back = _settings(Path('config.json'), family, tree)
-  except UserError as e:
-    return [str(e)] * len(SETTINGS)
-  differ = (name for name in _DECISIVE if config.get(name) != back.get(name))
-  found = [f'--{name}={config.get(name)}' for name in differ]
-  if family.heads_divide and config.model.d_model % config.model.num_heads:
-    found.append(f'--model.num_heads={config.model.num_heads}')
+  except UserError:  # no such model of this family, as with an odd head width
+    return dict.fromkeys(_DECISIVE, 'others')
+  found = {name: back.get(name) for name in _DECISIVE if config.get(name) != back.get(name)}
+  heads = config.model.num_heads
+  if not heads or (family.heads_divide and config.model.d_model % heads):
+    found['model.num_heads'] = f'a divisor of {config.model.d_model}'
   if not found and count.shapes(config) != count.shapes(back):
-    found.append(f'--ffn.ratios={config.ffn.ratios}')
+    found['ffn.ratios' if config.ffn.ratios else 'ffn.d_ff'] = back.ffn.d_ff
   return found
-
-

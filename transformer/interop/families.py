@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformer.config import Config, widths
+from transformer.config import widths
 from transformer.interop.keys import GATED, PLAIN, Key, argument, null_is_0, one_of
 from transformer.interop.layout import Only, Tensor
 
@@ -20,10 +20,10 @@ class Family:
   model_type, architecture: as config.json names them. keys: of config.json. fixed: settings that
   all of its models have. must: keys with the one value at which the model is the one here, absent
   or present. harmless: keys that change no logits. tensors: of its files; those of parameters that
-  a config does not have are left out. copies: tensors that a file may hold besides, of parameters it has
-  already. sinusoids: tensors that may be there, of fixed positions. unused: patterns of tensors that
-  do not enter the logits. old_names: (pattern, its replacement) of names in older files.
-  heads_divide: transformers takes no d_model that the number of heads does not divide.
+  a config does not have are left out. copies: tensors that a file may hold besides, of parameters
+  it has already. sinusoids: tensors that may be there, of fixed positions. unused: patterns of
+  tensors that do not enter the logits. old_names: (pattern, its replacement) of names in older
+  files. heads_divide: transformers takes no d_model that the number of heads does not divide.
   """
 
   model_type: str
@@ -146,9 +146,7 @@ _LLAMA_KEYS = (
 _LLAMA_TENSORS = (
   *_table('model.embed_tokens.weight', 'embed/table'),
   *_norm(_LLAMA + 'input_layernorm', 'layers/attention_norm'),
-  *_attention(
-    _LLAMA + 'self_attn.', 'layers/attention', 'q_proj', 'k_proj', 'v_proj', 'o_proj'
-  ),
+  *_attention(_LLAMA + 'self_attn.', 'layers/attention', 'q_proj', 'k_proj', 'v_proj', 'o_proj'),
   *_norm(_LLAMA + 'post_attention_layernorm', 'layers/ffn_norm'),
   *_dense(_LLAMA + 'mlp.gate_proj', 'layers/ffn/gate', 'FD'),
   *_dense(_LLAMA + 'mlp.up_proj', 'layers/ffn/up', 'FD'),
@@ -173,9 +171,9 @@ LLAMA = Family(
     Key('mlp_bias', 'ffn.bias', False),
   ),
   fixed={'model.embedding_scale': 'one'},
-  must={'pretraining_tp': 1},
+  must={'rope_interleaved': False},
+  harmless=(*('attention_dropout', 'is_llama_config', 'pretraining_tp', 'transformers.js_config'),),
   heads_divide=True,
-  harmless=('attention_dropout',),
   **_LLAMA_REST,
 )
 MISTRAL = Family(

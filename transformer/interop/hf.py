@@ -12,6 +12,7 @@ from typing import Any
 
 from transformer import spec
 from transformer.config import Config, resolve, tokenizer_file
+from transformer.data import tokenizers
 from transformer.errors import UserError
 from transformer.files import appearing
 from transformer.interop import configs, shards, tensors, vocabulary
@@ -35,7 +36,7 @@ def load(directory: str | Path) -> tuple[Config, dict]:
     of BERT, pooler and next-sentence head are left out; no type is given: all are 0;
     dropout is kept, but that of attention weights, which does not exist here.
   data.seq_len is the context the original was made for; data.tokenizer is the folder's
-  tokenizer.json. Where there is none, data.source becomes tokens with the original's end token.
+  tokenizer.json. Where there is none, data.source is of ids, with the original's end token.
 
   Raises UserError, one line that names the file and the key or tensor, for what is missing, cut
   short, of another shape, or a feature that is not known: nothing is ignored that could matter.
@@ -54,13 +55,14 @@ def save(
   """Writes a resolved config and its parameters as a folder for transformers' from_pretrained.
 
   Tensors are float32. Inverse of `load` to the bit. The family is the first that has the config:
-  a Mistral without a window is written as the Llama it then is. Tokenizer files and
+  a Mistral without a window is written as the Llama it then is, and biases that the family has and
+  the model lacks are written as zeros. Tokenizer files and
   generation_config.json are copied from `companions`; None: from where data.tokenizer lies.
   directory: appears whole or not at all. Raises UserError if it is not empty, or naming the setting
   that no family has.
   """
-  family, tree = configs.write_config(config)
-  found = tensors.write_params(family, config, params)
+  family, tree, wider = configs.write_config(config)
+  found = tensors.write_params(family, config, params, wider)
   home = Path(companions) if companions else _home(config)
   tree |= _special(config, home)
   with appearing(Path(directory)) as folder:
@@ -68,18 +70,29 @@ def save(
     shards.write(folder / shards.FILE, found)
     if home:
       copy_companions(home, folder)
+      _introduce(folder / TOKENIZER)
 
 
 def copy_companions(home: Path, folder: Path) -> None:
-  """Copies the files of a tokenizer, and tells transformers what reads them if nothing does."""
+  """Copies what lies beside a checkpoint's weights: its tokenizer and how it generates."""
   for name in (TOKENIZER, *COMPANIONS):
     if (home / name).is_file():
       shutil.copyfile(home / name, folder / name)
-  if (folder / TOKENIZER).exists() and not (folder / 'tokenizer_config.json').exists():
-    end = tokenizer_file.read(folder / TOKENIZER, str(folder / TOKENIZER)).end_name
+
+
+def _introduce(path: Path) -> None:
+  """Makes a tokenizer.json one that transformers opens, and tells it by which class."""
+  if not path.exists():
+    return
+  made = tokenizers.load(path)
+  if isinstance(made, tokenizers.Byte):
+    path.write_text(made.to_library(), encoding='utf-8')
+  beside = path.with_name('tokenizer_config.json')
+  if not beside.exists():
+    end = tokenizer_file.read(path, str(path)).end_name
     names = {'bos_token': end, 'eos_token': end} if end else {}
     tree = {'tokenizer_class': 'PreTrainedTokenizerFast', **names}
-    (folder / 'tokenizer_config.json').write_text(json.dumps(tree, indent=2) + '\n')
+    beside.write_text(json.dumps(tree, indent=2) + '\n')
 
 
 def _data(folder: Path, config: Config) -> dict[str, Any]:
@@ -97,7 +110,9 @@ def _data(folder: Path, config: Config) -> dict[str, Any]:
       if config.model.architecture == 'encoder':
         found['data.mask_token'] = vocab - 1 if facts.mask is None else facts.mask
       return found
-  end = _said(folder).get('eos_token_id')
+  if config.model.architecture == 'encoder_decoder':
+    return {'data.source': 'synthetic'}
+  end = special_ids(folder).get('eos_token_id')
   end = end[0] if isinstance(end, list) and end else end
   tokens = spec.variants('data.source')['tokens']
   source = tokens('*.bin', eos=end if isinstance(end, int) and 0 <= end < vocab else -1)
@@ -116,10 +131,10 @@ def _special(config: Config, home: Path | None) -> dict[str, int | list[int] | N
   found = {'bos_token_id': end, 'eos_token_id': end, 'pad_token_id': None}
   if config.model.architecture == 'encoder_decoder':
     found |= dict.fromkeys(('pad_token_id', 'decoder_start_token_id'), end or 0)
-  return found | (_said(home) if home else {})
+  return found | (special_ids(home) if home else {})
 
 
-def _said(folder: Path) -> dict[str, int | list[int]]:
+def special_ids(folder: Path) -> dict[str, int | list[int]]:
   """The special ids that a folder's own files tell of."""
   found = {}
   for name in (CONFIG, GENERATION):

@@ -1,4 +1,4 @@
-"""Keys of a config.json and the settings they are, each by one rule that is read in both directions."""
+"""Keys of a config.json and the settings they are, each by one rule that is read both ways."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ from typing import Any
 from transformer import spec
 from transformer.config import Config
 
+# Keys of any family that change no logits: of training, of generation and of what saved it.
+HARMLESS = (
+  *('_attn_implementation', '_attn_implementation_autoset', '_name_or_path', '_num_labels'),
+  *('architectures', 'bad_words_ids', 'begin_suppress_tokens', 'bos_token_id'),
+  *('chunk_size_feed_forward', 'cls_token_id', 'decoder_start_token_id', 'diversity_penalty'),
+  *('do_sample', 'dtype', 'early_stopping', 'encoder_no_repeat_ngram_size', 'eos_token_id'),
+  *('exponential_decay_length_penalty', 'finetuning_task', 'forced_bos_token_id'),
+  *('forced_eos_token_id', 'gradient_checkpointing', 'id2label', 'initializer_range'),
+  *('label2id', 'length_penalty', 'mask_token_id', 'max_length', 'min_length', 'model_type'),
+  *('no_repeat_ngram_size', 'num_beam_groups', 'num_beams', 'num_labels'),
+  *('num_return_sequences', 'output_attentions', 'output_hidden_states', 'output_past'),
+  *('output_scores', 'pad_token_id', 'prefix', 'problem_type', 'remove_invalid_values'),
+  *('repetition_penalty', 'return_dict', 'return_dict_in_generate', 'sep_token_id'),
+  *('suppress_tokens', 'task_specific_params', 'temperature', 'tf_legacy_loss'),
+  *('tokenizer_class', 'top_k', 'top_p', 'torch_dtype', 'torchscript', 'transformers_version'),
+  *('typical_p', 'unk_token_id', 'use_bfloat16', 'use_cache'),
+)
 # Their names of the functions that a gate or a plain FFN applies -> ours. The first of those that
 # mean the same is the one written.
 PLAIN = {
@@ -22,9 +39,7 @@ _GATES = {
   **{'silu': 'swiglu', 'gelu': 'geglu', 'relu': 'reglu', 'relu2': 'relu2_glu', 'sigmoid': 'glu'},
   'identity': 'bilinear',
 }
-GATED = {
-  theirs: _GATES.get(ours, f'product(on_gate={ours})') for theirs, ours in PLAIN.items()
-}
+GATED = {theirs: _GATES.get(ours, f'product(on_gate={ours})') for theirs, ours in PLAIN.items()}
 
 
 def _same(value: Any, _: Any) -> Any:

@@ -16,7 +16,6 @@ import numpy as np
 
 from transformer import axes
 
-
 Only = tuple[str, Any] | None  # a setting and the value at which something is there; None: always
 
 
@@ -25,8 +24,8 @@ class Tensor:
   """A tensor of a file, and the parameters it holds.
 
   name: with '{}' for the number of the layer. parts: (path, layout) of each parameter; several are
-  joined along the last axis. only: where it is there. idle: of a copy: it does not enter the logits,
-  so its values may be others; it is written, because it is expected.
+  joined along the last axis. only: where it is there. idle: of a copy: it does not enter the
+  logits, so its values may be others; it is written, because it is expected.
   """
 
   name: str

@@ -84,7 +84,9 @@ def _open_shards(index: Path) -> dict[str, Tensor]:
       found[name] = tensor
   missing = [name for name in shard_of if name not in found]
   if missing:
-    raise UserError(f'{index}: places tensor {missing[0]} in {shard_of[missing[0]]}, which lacks it')
+    raise UserError(
+      f'{index}: places tensor {missing[0]} in {shard_of[missing[0]]}, which lacks it'
+    )
   return found
 
 
@@ -94,7 +96,7 @@ def _open(path: Path) -> dict[str, Tensor]:
   try:
     file = safe_open(path, 'numpy')
     _refuse_twins(path)
-    return {name: Tensor(path, file, name) for name in file.keys()}  # noqa: SIM118: no iterator
+    return {name: Tensor(path, file, name) for name in file.keys()}  # noqa: SIM118
   except SafetensorError as e:
     reason = str(e).removeprefix('Error while deserializing header: ').partition('\n')[0][:120]
     raise UserError(f'{path}: is no whole safetensors file ({reason}); fetch it again') from None
@@ -107,7 +109,9 @@ def _refuse_twins(path: Path) -> None:
 
   def check(pairs: Iterable[tuple[str, Any]]) -> dict:
     names = [name for name, _ in pairs]
-    twins = [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
+    twins = (
+      [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
+    )
     if twins:
       raise UserError(f'{path}: lists {twins[0]} twice in its header; fetch it again')
     return dict(pairs)

@@ -23,33 +23,40 @@ def read_params(path: Path, family: Family, config: Config) -> dict:
   """
   tensors = _named(path, family, shards.read(path))
   shapes, found = count.shapes(config), {}
-  for entry in _present(family.tensors, config):
-    sizes = _sizes(entry, shapes)
-    for layer, name in _layers(entry, shapes):
+  entries = list(_present(family.tensors, config))
+  for entry in entries:
+    for _, name in _layers(entry, shapes):
       if name not in tensors:
         raise UserError(f'{path}: tensor {name} is missing')
+  for entry in entries:
+    sizes = _sizes(entry, shapes)
+    found |= {parameter: np.empty(shapes[parameter], np.float32) for parameter in entry.paths}
+    for layer, name in _layers(entry, shapes):
       y = _load(path, name, tensors.pop(name), layout.joined_shape(entry.parts, sizes))
       for parameter, x in layout.split(y, entry.parts, sizes):
-        if layer is None:
-          found[parameter] = np.ascontiguousarray(x)
-        else:
-          found.setdefault(parameter, np.empty(shapes[parameter], np.float32))[layer] = x
+        found[parameter][... if layer is None else layer] = x
   _check_rest(path, family, config, tensors, found)
   return _nested({name: found[name] for name in shapes})
 
 
-def write_params(family: Family, config: Config, params: dict) -> dict[str, np.ndarray]:
-  """Name -> float32 tensor of parameters, as the family's files have them."""
-  flat, shapes = dict(_leaves(params)), count.shapes(config)
-  wrong = [name for name in {*flat, *shapes} if np.shape(flat.get(name)) != shapes.get(name)]
+def write_params(
+  family: Family, config: Config, params: dict, wider: Config
+) -> dict[str, np.ndarray]:
+  """Name -> float32 tensor of a config's parameters, as the family's files have them.
+
+  wider: the same config with biases besides, which are zeros.
+  """
+  flat = {path: np.asarray(x, np.float32) for path, x in _leaves(params)}
+  wrong = {(path, x.shape) for path, x in flat.items()} ^ set(count.shapes(config).items())
   if wrong:
-    raise ValueError(f'params do not fit the config at {min(wrong)}')
-  found = {}
+    raise ValueError(f'params do not fit the config at {min(wrong)[0]}')
+  shapes, found = count.shapes(wider), {}
+  flat = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()} | flat
   idle = tuple(copy for copy in family.copies if copy.idle)
-  for entry in _present((*family.tensors, *idle), config):
+  for entry in _present((*family.tensors, *idle), wider):
     for layer, name in _layers(entry, shapes):
-      arrays = [np.asarray(flat[p], np.float32) for p in entry.paths]
-      found[name] = layout.join([x if layer is None else x[layer] for x in arrays], entry.parts)
+      arrays = [flat[path][... if layer is None else layer] for path in entry.paths]
+      found[name] = layout.join(arrays, entry.parts)
   return found
 
 

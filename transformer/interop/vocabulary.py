@@ -56,9 +56,7 @@ def out_of_run(config: Config, params: dict, end: int | None) -> tuple[Config, d
   return config.replace(**changes), _map_rows(params, lambda x: np.asarray(x)[ours])
 
 
-def _map_rows(
-  tree: dict, function: Callable[[np.ndarray], np.ndarray], prefix: str = ''
-) -> dict:
+def _map_rows(tree: dict, function: Callable[[np.ndarray], np.ndarray], prefix: str = '') -> dict:
   """A copy of a parameter tree, with a function of each leaf that has a row a vocabulary entry."""
   out = {}
   for name, value in tree.items():
