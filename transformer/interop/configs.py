@@ -133,10 +133,12 @@ def _differences(config: Config, family: Family, tree: dict) -> dict[str, Any]:
     back = _settings(Path('config.json'), family, tree)
   except UserError:  # no such model of this family, as with an odd head width
     return dict.fromkeys(_DECISIVE, 'others')
-  found = {name: back.get(name) for name in _DECISIVE if config.get(name) != back.get(name)}
-  heads = config.model.num_heads
+  found, heads = {}, config.model.num_heads
   if not heads or (family.heads_divide and config.model.d_model % heads):
     found['model.num_heads'] = f'a divisor of {config.model.d_model}'
+  if not config.ffn.d_ff:
+    found['ffn.d_ff'] = 'a number above 0'
+  found |= {name: back.get(name) for name in _DECISIVE if config.get(name) != back.get(name)}
   if not found and count.shapes(config) != count.shapes(back):
     found['ffn.ratios' if config.ffn.ratios else 'ffn.d_ff'] = back.ffn.d_ff
   return found
