@@ -84,8 +84,8 @@ def _import(source: Path, out: Path) -> None:
   print(f'{out}: a run at step 0, {_vocabulary(config, end)}')
   begin = 'decoder_start_token_id' if config.data.source_len else 'bos_token_id'
   theirs = hf.special_ids(source).get(begin)
-  if theirs is not None and theirs != end:
-    print(f'note: the original begins with id {theirs} ({begin}), a run with 0, which is its end')
+  if theirs not in (None, end) and theirs < config.model.vocab_size:
+    print(f'note: the original begins with id {theirs} ({begin}), a run with 0, its end')
 
 
 def _write_run(folder: Path, config: Config, params: dict, source: Path) -> None:

@@ -63,7 +63,7 @@ def edit(folder: Path, **changes: Any) -> None:
   """Changes config.json; None takes a key out, and '@null' is null."""
   path = folder / 'config.json'
   tree = json.loads(path.read_text()) | changes
-  tree = {key: value for key, value in tree.items() if value is not None}
+  tree = {k: v for k, v in tree.items() if k not in changes or v is not None}
   path.write_text(json.dumps({k: None if v == '@null' else v for k, v in tree.items()}))
 
 
