@@ -77,6 +77,12 @@ def _print(told: dict) -> None:
   }
   if 'documents' in info:
     rows['documents'] = f'{count(info["documents"])} in {count(info["groups"])} groups'
+  if 'train_pairs' in info:
+    left_out = info['train_pairs_too_long'] + info['held_out_pairs_too_long']
+    rows['pairs'] = (
+      f'{count(info["train_pairs"])} to train on, {count(info["held_out_pairs"])} held out; '
+      f'{count(left_out)} left out, longer than --data.source_len or --data.seq_len'
+    )
   for part in info.get('parts', ()):
     rows[f'  {part["name"]}'] = (
       f'{part["weight"]:.3g} of the rows, {short(part["train_tokens"])} tokens: '

@@ -106,7 +106,7 @@ def test_ways_of_writing(slot, text, canonical):
     ('data.tokenizer', 'bpe(True)', 'vocab_size: True should be of type int'),
     ('data.tokenizer', 'bpe(1e3)', 'vocab_size: 1000.0 should be of type int'),
     ('data.tokenizer', 'bpe(256)', 'vocab_size: 256 is below the least allowed, 257'),
-    ('data.source', 'tfds', 'tfds needs name, as in tfds:NAME'),
+    ('data.source', 'tfds', "tfds needs name, as in tfds:NAME or tfds('NAME', reverse=False)"),
     ('data.source', 'text("")', 'glob: is empty'),
     ('data.source', 'synthetic:5', "rows: '5' should be of type int"),
   ],

@@ -74,19 +74,64 @@ def test_vocabulary_of_one(make):
   assert str(e.value) == '--model.vocab_size=1: synthetic data needs at least 2'
 
 
-def test_needs_nothing_but_numpy_and_writes_nothing(make, tmp_path):
+class TestPairs:
+  """For an encoder-decoder the target is the source from its end on."""
+
+  PAIRS = SOURCE | {'model.architecture': 'encoder_decoder', 'data.source_len': 12}
+
+  @pytest.mark.parametrize(('source_len', 'seq_len', 'longest'), [(12, 8, 7), (3, 8, 3), (1, 2, 1)])
+  def test_targets_are_reversed_sources(self, make, source_len, seq_len, longest):
+    sizes = {'data.source_len': source_len, 'data.seq_len': seq_len}
+    loaded = data.load(make(**self.PAIRS | sizes))
+    rows = loaded.rows[np.arange(len(loaded.rows))]
+    held_out = np.concatenate(list(loaded.eval_batches()))[:5]
+    assert rows.shape == (50, source_len + seq_len + 1) and held_out.shape[0] == 5
+    seen = set()
+    for row in (*rows, *held_out):
+      source = row[:source_len][row[:source_len] >= 0].tolist()
+      target = [0, *source[::-1], 0]
+      assert row[source_len:].tolist() == target + [-1] * (seq_len + 1 - len(target))
+      assert all(0 < token < 97 for token in source)
+      seen.add(len(source))
+    assert seen == set(range(longest - longest // 2, longest + 1))
+    assert (loaded.tokenizer, loaded.held_out_bytes, loaded.held_out_texts()) == (None, 0, [])
+    assert loaded.source_len == source_len and loaded.info['train_pairs'] == 50
+
+  def test_tokens_are_the_chains(self, make):
+    loaded = data.load(make(**self.PAIRS))
+    stream, chain = loaded.train[0], synthetic.chain(2000, 97, first=0)
+    ends = np.flatnonzero(stream == 0)
+    sources = [stream[a + 1 : b] for a, b in zip(ends[:-1:2], ends[1::2], strict=True)]
+    joined = np.concatenate(sources)
+    assert np.array_equal(joined, chain[chain > 0][: len(joined)]) and len(joined) > 200
+
+  def test_seed_changes_the_order_and_lengths_the_rows(self, make):
+    one, other = data.load(make(**self.PAIRS)), data.load(make(**self.PAIRS, seed=1))
+    assert one.fingerprint == other.fingerprint
+    assert not np.array_equal(one.train_batch(0), other.train_batch(0))
+    assert data.load(make(**self.PAIRS | {'data.source_len': 9})).fingerprint != one.fingerprint
+
+  def test_a_target_and_its_end_need_two(self, make):
+    with pytest.raises(UserError) as e:
+      data.load(make(**self.PAIRS | {'data.seq_len': 1}))
+    assert str(e.value) == '--data.seq_len=1: a synthetic target and its end need at least 2'
+
+
+@pytest.mark.parametrize(('kind', 'width'), [('decoder', 257), ('encoder_decoder', 513)])
+def test_needs_nothing_but_numpy_and_writes_nothing(tmp_path, kind, width):
   code = """
 import sys
 for name in ('grain', 'tensorflow_datasets', 'tokenizers', 'array_record', 'jax'):
   sys.modules[name] = None
 from transformer import data
 from transformer.config import Config, resolve
-config = resolve(Config().replace(**{'data.source': 'synthetic', 'data.cache': sys.argv[1]}))
-loaded = data.load(config)
+settings = {'data.source': 'synthetic', 'data.cache': sys.argv[1]}
+settings |= {'model.architecture': sys.argv[2]}
+loaded = data.load(resolve(Config().replace(**settings)))
 print(loaded.train_batch(5).shape, len(list(loaded.eval_batches())))
 """
   out = subprocess.run(
-    [sys.executable, '-c', code, f'{tmp_path}/cache'], capture_output=True, text=True
+    [sys.executable, '-c', code, f'{tmp_path}/cache', kind], capture_output=True, text=True
   )
-  assert (out.stdout, out.stderr) == ('(16, 257) 26\n', '')
+  assert (out.stdout, out.stderr) == (f'(16, {width}) 26\n', '')
   assert not (tmp_path / 'cache').exists()

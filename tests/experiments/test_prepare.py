@@ -84,6 +84,20 @@ def test_a_mixture_tells_its_parts(tmp_path: Path) -> None:
   assert '0.75 of the rows' in ran.stdout and 'epochs in this run' in ran.stdout
 
 
+def test_pairs(tmp_path: Path) -> None:
+  lines = (f'source {k}\t{"a long " * (k % 2)}target {k}\n' for k in range(200))
+  (tmp_path / 'a.tsv').write_text(''.join(lines))
+  sizes = {'data.source_len': 12, 'data.seq_len': 12, 'model.architecture': 'encoder_decoder'}
+  args = processes.flags(sizes | {'data.source': f'pairs:{tmp_path}/a.tsv'})
+  args += [f'--data.cache={tmp_path}/cache', '--data.tokenizer=byte']
+  told = json.loads(processes.run('experiments.prepare', *args, '--json').stdout)
+  info, files = told['info'], {p.name for p in Path(told['folder']).iterdir()}
+  assert files >= {'train.npy', 'train_ends.npy', 'held_out.npy', 'held_out.txt'}
+  assert told['rows'] == info['train_pairs'] < 100 < info['train_pairs_too_long'] + told['rows']
+  shown = processes.run('experiments.prepare', *args).stdout
+  assert told['fingerprint'] in shown and f'{info["train_pairs"]} to train on, ' in shown
+
+
 def test_what_is_read_as_it_is(tmp_path: Path) -> None:
   args = processes.flags(processes.TINY | {'data.cache': tmp_path / 'cache'})
   ran = processes.run('experiments.prepare', *args)

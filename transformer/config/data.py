@@ -1,6 +1,8 @@
 """Sources of data and tokenizers, declared. Bodies: data/sources.py and data/tokenizers.py.
 
-A source's `text`: it gives documents of text, which data.tokenizer cuts into tokens.
+What the class of a source tells: `text`, that it gives text, which data.tokenizer cuts into tokens;
+`fields`, that it reads --data.text_field; `pairs`, that it can give pairs of a source and a target,
+for an encoder-decoder; `documents`, that it can give something else. All but `pairs` if not told.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Any, ClassVar
 
 from transformer import spec
 from transformer.config import tokenizer_file
-from transformer.config.settings import setting
+from transformer.config.settings import Config, setting
 from transformer.errors import UserError
 from transformer.spec import declare
 
@@ -21,12 +23,34 @@ def _text(help: str) -> str:
   return field(metadata=dict(help=help, kind='traced', colon=True))
 
 
+def wants_pairs(config: Config) -> bool:
+  """Whether its model learns from pairs of a source and a target."""
+  return config.model.architecture == 'encoder_decoder'
+
+
+def check_source(config: Config) -> None:
+  """Raises UserError unless the source gives what the architecture learns from."""
+  source = spec.parse('data.source', config.data.source)
+  flag, kind = f'--data.source={config.data.source}', config.model.architecture
+  if wants_pairs(config) and not getattr(source, 'pairs', False):
+    raise UserError(
+      f'{flag}: gives no pairs of a source and a target, which --model.architecture={kind} learns '
+      'from; take stdlib, pairs:FILE.tsv or tfds:NAME of a set of translations'
+    )
+  if not wants_pairs(config) and not getattr(source, 'documents', True):
+    raise UserError(
+      f'{flag}: gives pairs of a source and a target, which --model.architecture={kind} does not '
+      'learn from; take encoder_decoder, or a source of text'
+    )
+
+
 @declare('data.source', 'stdlib')
 class Stdlib:
-  """The running interpreter's own standard library; nothing to download."""
+  """The interpreter's own standard library, or pairs of a function of it and what that does."""
 
   text: ClassVar[bool] = True
   fields: ClassVar[bool] = False
+  pairs: ClassVar[bool] = True
 
 
 @declare('data.source', 'text')
@@ -54,13 +78,33 @@ class Parquet:
   text: ClassVar[bool] = True
 
 
-@declare('data.source', 'tfds')
-class Tfds:
-  """A TensorFlow Datasets text set prepared as array_record."""
+@declare('data.source', 'pairs')
+class Pairs:
+  """Pairs of texts, a line each: source, tab, target; .gz is unpacked.
 
-  name: str = _text('data set, as in tfds:lm1b or tfds:wikipedia/20230601.en')
+  Within a text \\t is a tab, \\n a new line, \\r a carriage return and \\\\ a backslash.
+  """
+
+  glob: str = _text('files, as in pairs:corpus/de-en.tsv')
   text: ClassVar[bool] = True
   fields: ClassVar[bool] = False
+  pairs: ClassVar[bool] = True
+  documents: ClassVar[bool] = False
+
+
+@declare('data.source', 'tfds')
+class Tfds:
+  """A TensorFlow Datasets set of texts or translations, prepared as array_record."""
+
+  name: str = _text(
+    'data set, as in tfds:lm1b, tfds:wikipedia/20230601.en, tfds:wmt14_translate/de-en'
+  )
+  reverse: bool = setting(
+    False, 'of a translation: from the second language of its name to the first', kind='traced'
+  )
+  text: ClassVar[bool] = True
+  fields: ClassVar[bool] = False
+  pairs: ClassVar[bool] = True
 
 
 @declare('data.source', 'mix')
@@ -87,7 +131,8 @@ class Mix:
       source = spec.parse('data.source', name.strip())
       if not 0 < weight < math.inf:
         raise UserError(f'{where}: {name} has weight {weight:g}; it should be above 0')
-      if isinstance(source, Mix) or not getattr(source, 'text', True):
+      traits = [getattr(source, trait, True) for trait in ('text', 'documents')]
+      if isinstance(source, Mix) or not all(traits):
         raise UserError(f'{where}: {name} cannot be part of a mixture; sources of text can')
       if source in [other for other, _ in found]:
         raise UserError(f'{where}: {name} is given twice')
@@ -125,11 +170,15 @@ class Tokens:
 
 @declare('data.source', 'synthetic')
 class Synthetic:
-  """Random tokens of a fixed first-order Markov chain: no files, no tokenizer."""
+  """Random tokens of a fixed first-order Markov chain: no files, no tokenizer.
+
+  Pairs are a piece of it and the same piece from its end on.
+  """
 
   rows: int = setting(4096, 'training sequences', kind='traced', low=1)
   text: ClassVar[bool] = False
   fields: ClassVar[bool] = False
+  pairs: ClassVar[bool] = True
 
 
 @declare('data.tokenizer', 'byte')

@@ -1,6 +1,7 @@
 """Text to batches: `load(config)` prepares what is missing once, then opens it in a blink.
 
 sources → documents → split by group → tokens, packed (cache) → rows → shuffled batches.
+For an encoder-decoder a document is a pair, of a source and a target, and `Pairs` are its batches.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from transformer import spec
 from transformer.config import Config
 from transformer.data.batches import Data
 from transformer.data.corpus import Corpus, Watch, file_states
+from transformer.data.pairs import Pairs
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
   from transformer.data.packed import Packed
 
-__all__ = ['Corpus', 'Data', 'Watch', 'corpora', 'file_states', 'load', 'prepare']
+__all__ = ['Corpus', 'Data', 'Pairs', 'Watch', 'corpora', 'file_states', 'load', 'prepare']
 
 
 def load(config: Config, watch: Watch | None = None) -> Data:

@@ -24,7 +24,10 @@ _SLOTS = 10_000  # positions after which the parts of a mixture repeat their pat
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-  """Batches of one corpus. Rows are int32 [·, T + 1]; −1 is padding, 0 the end of a document."""
+  """Batches of one corpus. Rows are int32 [·, T + 1]; −1 is padding, 0 the end of a document.
+
+  Of pairs they are [·, S + T + 1], and such rows from column `source_len` on (data/pairs.py).
+  """
 
   info: dict[str, Any]  # plain JSON: where the text comes from, and how much there is
   fingerprint: str  # equal exactly if the rows are
@@ -36,6 +39,7 @@ class Data:
   held_out: tuple[np.ndarray, ...]  # streams of tokens
   order: Order
   recode: Callable[[np.ndarray], np.ndarray] | None = None  # stored ids -> the model's
+  source_len: int = 0  # S
 
   @functools.cached_property
   def rows(self) -> Rows:
@@ -62,13 +66,17 @@ class Data:
 
   def eval_batches(self) -> Iterator[np.ndarray]:
     """The whole held-out set in fixed order, int32 [B, T + 1], filled up with −1."""
-    length = self.seq_len
-    rows = (s[k:][: length + 1] for s in self.held_out for k in range(0, len(s) - 1, length))
+    rows = self._held_out_rows()
     while some := list(itertools.islice(rows, self.batch_size)):
-      batch = np.full((self.batch_size, length + 1), -1, np.int32)
+      batch = np.full((self.batch_size, self.source_len + self.seq_len + 1), -1, np.int32)
       for row, tokens in zip(batch, some, strict=False):
         row[: len(tokens)] = self._ids(tokens.astype(np.int32))
       yield batch
+
+  def _held_out_rows(self) -> Iterator[np.ndarray]:
+    """Rows of T + 1 tokens or, at the end of a stream, less."""
+    length = self.seq_len
+    return (s[k:][: length + 1] for s in self.held_out for k in range(0, len(s) - 1, length))
 
   def _ids(self, stored: np.ndarray) -> np.ndarray:
     return self.recode(stored) if self.recode else stored

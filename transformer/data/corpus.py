@@ -17,24 +17,25 @@ from transformer.errors import UserError
 # With this salt a tenth by hash is 9.2 % of the standard library's text on Python 3.11 and 9.8 % on
 # 3.12, in 22 packages (asyncio or idlelib alone, as other salts have it, would be half of it).
 _SALT = '1:'
-Documents = Iterator[tuple[str, str]]  # (group, text)
+Documents = Iterator[tuple[str, ...]]  # (group, text); of pairs (group, source, target)
 # Is told what is being done, how many documents are through, and of how many (0: not known).
 Watch = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Documents of text."""
+  """Documents of text, or pairs of texts, each of which counts as a document."""
 
   state: Any  # JSON, cheap to find, different whenever the documents may differ
   info: dict[str, Any]  # for Data.info; its 'source' is a short name
   documents: Callable[[], Documents]  # a group is held out whole
+  pairs: bool = False
   name: str = ''  # of a part of a mixture: its source
   weight: float = 1.0  # of a part of a mixture: its share of the rows
 
   def texts(self) -> Documents:
-    """The documents that hold any text."""
-    return ((group, text) for group, text in self.documents() if text)
+    """The documents that hold any text; of pairs, on both sides."""
+    return (document for document in self.documents() if all(document[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +55,11 @@ def split(corpus: Corpus, share: float, source: str) -> Split:
   So a group's side never depends on the others, save that neither side is left empty.
   Raises UserError, naming `source`, if there are fewer than two groups.
   """
-  groups: Counter[int] = Counter(_place(group) for group, _ in corpus.texts())
+  groups: Counter[int] = Counter(_place(group) for group, *_ in corpus.texts())
   documents = groups.total()
   if len(groups) < 2:
-    what = f'{documents} document(s) with text' if documents < 2 else '1 group of documents'
+    kind = ('pair(s)', 'pairs') if corpus.pairs else ('document(s) with text', 'documents')
+    what = f'{documents} {kind[0]}' if documents < 2 else f'1 group of {kind[1]}'
     raise UserError(
       f'--data.source={source}: {what}; at least 2 are needed, one of them to hold out'
     )

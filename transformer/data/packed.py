@@ -1,4 +1,7 @@
-"""Documents to packed streams of tokens on disk, made once and memory-mapped ever after."""
+"""Documents to packed streams of tokens on disk, made once and memory-mapped ever after.
+
+Pairs are streams, too, of a source and its target by turns; beside them lies where each text ends.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from transformer import spec
 from transformer.config import Config
-from transformer.data import batches, cache, tokenizers
+from transformer.data import batches, cache, pairs, stream, tokenizers
 from transformer.data.corpus import Corpus, Watch, origin, split
+from transformer.data.stream import PairStream, Stream
 from transformer.errors import UserError
 
 _FORMAT = 1  # of the cache; raised when what is written for the same input changes
@@ -32,6 +36,8 @@ class Packed:
   tokenizer: Any
   train: tuple[np.ndarray, ...]  # a stream a part
   held_out: np.ndarray
+  ends: tuple[np.ndarray, ...]  # of pairs: places of the tokens 0 of both streams
+  sizes: tuple[np.ndarray, ...]  # of pairs: bytes of the texts of both
 
 
 def data(corpora: Sequence[Corpus], config: Config, watch: Watch | None = None) -> batches.Data:
@@ -40,6 +46,8 @@ def data(corpora: Sequence[Corpus], config: Config, watch: Watch | None = None) 
   Raises UserError if the text does not make one batch, or the cache cannot be used.
   """
   made = prepare(corpora, config, watch)
+  if corpora[0].pairs:
+    return pairs.data(made, config)
   size, length, info = config.data.batch_size, config.data.seq_len, made.info
   rows = batches.Rows(made.train, length)
   batches.check_size(rows, info['train_tokens'], config.data.source, size, length)
@@ -75,15 +83,18 @@ def prepare(corpora: Sequence[Corpus], config: Config, watch: Watch | None = Non
     cache.root(config.data.cache) / 'tokens' / f'{name}-{declared.variant}-{_digest(key)}',
     lambda partial: _pack(partial, corpora, declared, config, watch or (lambda *_: None)),
   )
+  sides = ('train', 'held_out') if corpora[0].pairs else ()
   try:
     return Packed(
       folder,
       json.loads((folder / 'info.json').read_text()),
       tokenizers.load(folder / 'tokenizer.json'),
-      tuple(_open(folder / f'{name}.npy') for name in _train_names(corpora)),
-      _open(folder / 'held_out.npy'),
+      tuple(stream.mapped(folder, name) for name in _train_names(corpora)),
+      stream.mapped(folder, 'held_out'),
+      tuple(stream.mapped(folder, f'{side}_ends') for side in sides),
+      tuple(stream.mapped(folder, f'{side}_bytes') for side in sides),
     )
-  except (OSError, ValueError, UserError) as e:
+  except (OSError, EOFError, ValueError, UserError) as e:
     raise UserError(f'--data.cache: {folder} is damaged ({e}); delete that folder') from e
 
 
@@ -123,21 +134,23 @@ def _pack(
   logging.info('preparing %s in %s', config.data.source, folder.parent)
   watch('reading', 0, 0)
   splits = [split(c, config.data.held_out, c.name or config.data.source) for c in corpora]
-  texts = (
-    text
+  documents = (
+    texts
     for corpus, side in zip(corpora, splits, strict=True)
-    for group, text in corpus.texts()
+    for group, *texts in corpus.texts()
     if not side.holds_out(group)
   )
   learn = tokenizers.TOKENIZERS[declared.variant]
   total = sum(side.counts['documents'] - side.counts['held_out_documents'] for side in splits)
-  tokenizer = learn(declared, _watched(texts, watch, 'learning the tokenizer', total))
+  watched = _watched(documents, watch, 'learning the tokenizer', total)
+  tokenizer = learn(declared, itertools.chain.from_iterable(watched))
   (folder / 'tokenizer.json').write_text(tokenizer.to_json(), encoding='utf-8')
   dtype, counted, digests = batches.token_type(declared.vocab_size), [], []
-  with _Stream(folder / 'held_out.npy', dtype) as held_out:
+  kind = PairStream if corpora[0].pairs else Stream
+  with kind(folder, 'held_out', dtype) as held_out:
     for corpus, side, name in zip(corpora, splits, _train_names(corpora), strict=True):
       before = Counter(held_out.counts)
-      with _Stream(folder / f'{name}.npy', dtype) as train:
+      with kind(folder, name, dtype) as train:
         doing = f'cutting {corpus.name or "text"} into tokens'
         documents = _watched(corpus.texts(), watch, doing, side.counts['documents'])
         lossy = _write(documents, tokenizer, side.holds_out, train, held_out)
@@ -161,15 +174,15 @@ def _pack(
 
 
 def _write(
-  documents: Iterable[tuple[str, str]],
+  documents: Iterable[tuple[str, ...]],
   tokenizer: Any,
   holds_out: Callable[[str], bool],
-  train: _Stream,
-  held_out: _Stream,
+  train: Stream,
+  held_out: Stream,
 ) -> int:
-  """Appends each document to its side. Returns how many held-out ones do not come back whole."""
-  documents, lossy = iter(documents), 0
-  while some := list(itertools.islice(documents, 256)):
+  """Appends each text to its side. Returns how many held-out ones do not come back whole."""
+  texts, lossy = ((group, text) for group, *texts in documents for text in texts), 0
+  while some := list(itertools.islice(texts, 256)):
     for (group, text), ids in zip(some, tokenizer.encode([t for _, t in some]), strict=True):
       side = held_out if holds_out(group) else train
       side.write(ids, text, int(np.count_nonzero(ids == tokenizer.unknown)))
@@ -184,48 +197,6 @@ def _watched(items: Iterable, watch: Watch, doing: str, total: int) -> Iterator:
       watch(doing, done, total)
     yield item
   watch(doing, total, total)
-
-
-class _Stream:
-  """A one-dimensional .npy file that grows document by document: 0 doc 0 doc … 0.
-
-  counts: tokens; of the documents, bytes of UTF-8 and unknown tokens.
-  """
-
-  def __init__(self, path: Path, dtype: type):
-    self._file, self._dtype = open(path, 'wb'), np.dtype(dtype)  # noqa: SIM115
-    self._hash = hashlib.sha256()
-    self.counts = Counter(tokens=0, bytes=0, unknown_tokens=0)
-
-  def __enter__(self) -> Self:
-    self._header()
-    self._append(np.zeros(1, self._dtype))
-    return self
-
-  def write(self, ids: np.ndarray, text: str, unknown: int) -> None:
-    """Appends a document and its end."""
-    self._append(np.append(ids, 0).astype(self._dtype))
-    self.counts.update(bytes=len(text.encode()), unknown_tokens=unknown)
-
-  def __exit__(self, *exc: object) -> None:
-    self._file.seek(0)
-    self._header()  # as long as before: NumPy leaves room for the first axis to grow
-    self._file.close()
-    self.digest = self._hash.hexdigest()
-
-  def _append(self, tokens: np.ndarray) -> None:
-    self._hash.update(tokens.tobytes())
-    self._file.write(tokens.tobytes())
-    self.counts['tokens'] += len(tokens)
-
-  def _header(self) -> None:
-    descr = np.lib.format.dtype_to_descr(self._dtype)
-    header = dict(descr=descr, fortran_order=False, shape=(self.counts['tokens'],))
-    np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def _open(path: Path) -> np.ndarray:
-  return np.load(path, mmap_mode='r').view(np.ndarray)
 
 
 def _digest(text: str) -> str:

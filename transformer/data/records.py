@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from transformer import spec
@@ -47,17 +48,26 @@ def _corpus(declared: Any, config: Config, read: Any) -> Corpus:
   return Corpus([declared.variant, file_states(paths), *fields.values()], info, documents)
 
 
-def _lines(path: str, fields: dict[str, str], where: str) -> Documents:
-  """(group, text) of each line of a file."""
+def lines(path: str, where: str) -> Iterator[tuple[int, bytes]]:
+  """Each line of a file and its number, from 1 on; .gz is unpacked.
+
+  Raises UserError, beginning with `where`, for a damaged archive.
+  """
   number = 0
   with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
     try:
       for number, line in enumerate(file, 1):
-        if line.strip():
-          record = _record(line, f'{where} line {number}')
-          yield _document(record, fields, f'{where} line {number}')
+        yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile):
       raise UserError(f'{where}: the archive is damaged after line {number}') from None
+
+
+def _lines(path: str, fields: dict[str, str], where: str) -> Documents:
+  """(group, text) of each line of a file."""
+  for number, line in lines(path, where):
+    if line.strip():
+      record = _record(line, f'{where} line {number}')
+      yield _document(record, fields, f'{where} line {number}')
 
 
 def _record(line: bytes, where: str) -> dict:

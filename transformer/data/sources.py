@@ -8,9 +8,9 @@ To add one: declare it in config/data.py, and register its body in SOURCES under
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import hashlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -21,11 +21,14 @@ from typing import Any
 
 from transformer import spec
 from transformer.config import Config
-from transformer.data import cache
+from transformer.config.data import wants_pairs
+from transformer.data import cache, stdlib_pairs
 from transformer.data.corpus import Corpus, Documents, file_states, from_generator, matches
 from transformer.data.records import jsonl, parquet
 from transformer.data.synthetic import synthetic
+from transformer.data.tfds_sets import tfds
 from transformer.data.token_files import tokens
+from transformer.data.tsv import pairs
 from transformer.errors import UserError
 
 SOURCES: dict[str, Callable] = spec.bodies('data.source')
@@ -37,11 +40,19 @@ _FEW_FILES = 20  # with fewer, holding out whole files would miss the share by f
 
 
 def stdlib(declared: Any, config: Config) -> Corpus:
-  """The running interpreter's library, through a TFDS builder; groups are top-level packages."""
+  """The running interpreter's library, through a TFDS builder; groups are top-level packages.
+
+  For an encoder-decoder its functions, as pairs of their code and what that does.
+  """
   modules = _modules()
   version = '.'.join(map(str, sys.version_info[:3]))
   # By content, not by time: two installations of one version are the same corpus (40 ms).
   state = hashlib.sha256(b''.join(f'{n}\0{len(b)}\0'.encode() + b for n, b in modules)).hexdigest()
+  info = dict(source='stdlib', python=version)
+  if wants_pairs(config):
+    named = [(_package(name), content) for name, content in modules]
+    found = functools.cache(lambda: list(stdlib_pairs.pairs(named)))  # 5 s, and needed three times
+    return Corpus(['stdlib pairs', version, state], info, lambda: iter(found()), pairs=True)
   folder = cache.root(config.data.cache) / f'stdlib-{version}-{state[:16]}'
 
   def documents() -> Documents:
@@ -50,7 +61,7 @@ def stdlib(declared: Any, config: Config) -> Corpus:
     cache.once(folder, lambda part: stdlib_text.prepare(lambda: _decoded(modules), version, part))
     return stdlib_text.read(version, folder)
 
-  return Corpus(['stdlib', version, state], dict(source='stdlib', python=version), documents)
+  return Corpus(['stdlib', version, state], info, documents)
 
 
 def _modules() -> list[tuple[str, bytes]]:
@@ -121,72 +132,6 @@ def _pieces(text: str, size: int) -> Iterator[str]:
   yield text[start:]
 
 
-def tfds(declared: Any, config: Config) -> Corpus:
-  """The `train` split of a set prepared as array_record; a text is its own group.
-
-  Held-out documents come from `train` by hash, as in every source; other splits are not read.
-  """
-  flag = f'--data.source={spec.canonical(declared)}'
-  builder = _builder(declared.name, flag, config)
-  if 'train' not in builder.info.splits:
-    raise UserError(f"{flag}: no split 'train' among {', '.join(sorted(builder.info.splits))}")
-  feature = _text_feature(builder.info.features, flag)
-  files = sorted(p for p in Path(builder.data_dir).iterdir() if p.is_file())
-  stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-
-  def documents() -> Documents:
-    for k, record in enumerate(builder.as_data_source(split='train')):
-      try:
-        document = record[feature].decode()
-      except UnicodeDecodeError as e:
-        raise UserError(f'{flag}: record {k} is not UTF-8 at byte {e.start}') from e
-      yield document, document
-
-  info = dict(source='tfds', set=builder.info.full_name)
-  return Corpus(['tfds', str(builder.data_dir), stats], info, documents)
-
-
-def _builder(name: str, flag: str, config: Config) -> Any:
-  """The prepared set; prepares it where TensorFlow is installed, which most of its code needs."""
-  import tensorflow_datasets as tfds
-
-  from transformer.data import stdlib_text
-
-  try:
-    with stdlib_text.quiet():
-      builder = tfds.core.read_only_builder.builder_from_files(name)
-  except tfds.core.DatasetNotFoundError:
-    if importlib.util.find_spec('tensorflow') is None:
-      raise UserError(
-        f'{flag}: not prepared in {tfds.core.constants.DATA_DIR}; generating it needs '
-        "TensorFlow: pip install 'isoffn[tfds]'"
-      ) from None
-    with cache.locked(cache.root(config.data.cache) / 'tfds'):
-      builder = tfds.builder(name, file_format='array_record')
-      builder.download_and_prepare()
-  except ValueError:  # of which DatasetNotFoundError is one
-    raise UserError(f'{flag}: a name is set, set/config or set/config:1.2.3') from None
-  if builder.info.file_format.value != 'array_record':
-    raise UserError(
-      f'{flag}: prepared as {builder.info.file_format.value}; '
-      'python -m tensorflow_datasets.scripts.convert_format turns it into array_record'
-    )
-  return builder
-
-
-def _text_feature(features: Any, flag: str) -> str:
-  import tensorflow_datasets as tfds
-
-  texts = [name for name, kind in features.items() if isinstance(kind, tfds.features.Text)]
-  if 'text' in texts:
-    return 'text'
-  if len(texts) != 1:
-    raise UserError(
-      f"{flag}: needs a feature 'text' or one text feature; it has {', '.join(sorted(features))}"
-    )
-  return texts[0]
-
-
 def mix(declared: Any, config: Config) -> tuple[Corpus, ...]:
   """The parts, each with its name and weight."""
   return tuple(
@@ -216,6 +161,7 @@ SOURCES.update(
   parquet=parquet,
   tfds=tfds,
   mix=mix,
+  pairs=pairs,
   tokens=tokens,
   synthetic=synthetic,
 )

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from transformer.config import Config
-from transformer.data import batches
+from transformer.config.data import wants_pairs
+from transformer.data import batches, pairs
 from transformer.errors import UserError
 
 _LENGTH = 128  # of a document, its end included
@@ -25,6 +26,8 @@ def synthetic(declared: Any, config: Config) -> batches.Data:
   if vocab < 2:
     raise UserError(f'--model.vocab_size={vocab}: synthetic data needs at least 2')
   held_out_rows = max(1, round(declared.rows * config.data.held_out))
+  if wants_pairs(config):
+    return _reversals(declared.rows, held_out_rows, config)
   train = chain(declared.rows * length + 1, vocab, first=0)
   held_out = chain(held_out_rows * length + 1, vocab, first=2**32)
   digest = hashlib.sha256(train.tobytes() + held_out.tobytes()).hexdigest()
@@ -45,6 +48,31 @@ def synthetic(declared: Any, config: Config) -> batches.Data:
     held_out=(held_out,),
     order=batches.numpy_order(declared.rows, config.seed),
   )
+
+
+def _reversals(rows: int, held_out_rows: int, config: Config) -> pairs.Pairs:
+  """Pieces of the chain and, as their targets, the same tokens from the last to the first.
+
+  Their lengths go from half of what fits to all of it.
+  """
+  longest, vocab = min(config.data.source_len, config.data.seq_len - 1), config.model.vocab_size
+  if longest < 1:
+    raise UserError('--data.seq_len=1: a synthetic target and its end need at least 2')
+
+  def side(count: int, first: int) -> pairs.PairRows:
+    numbers = np.arange(first, first + count, dtype=np.uint64)
+    lengths = longest - (_mix(numbers) % np.uint64(longest // 2 + 1)).astype(np.int64)
+    total = int(lengths.sum())
+    tokens = chain(total + total // (_LENGTH - 1) + 2, vocab, first)  # of which some are ends
+    pieces = np.split(tokens[tokens > 0][:total], np.cumsum(lengths)[:-1])
+    end = np.zeros(1, tokens.dtype)
+    stream = np.concatenate([end, *(part for p in pieces for part in (p, end, p[::-1], end))])
+    return pairs.PairRows(stream, np.cumsum([0, *np.repeat(lengths + 1, 2)]), None, config)
+
+  train, held_out = side(rows, 0), side(held_out_rows, 2**32)
+  digest = hashlib.sha256(train.tokens.tobytes() + held_out.tokens.tobytes()).hexdigest()
+  info = dict(source=config.data.source, vocab_size=vocab)
+  return pairs.batched(train, held_out, config, batches.numpy_order, info, digest)
 
 
 def chain(tokens: int, vocab: int, first: int) -> np.ndarray:

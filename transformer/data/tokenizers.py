@@ -7,6 +7,7 @@ file returns a `Subword`, so that `load` can read it back.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Byte:
 
   def pieces(self, text: str) -> list[str]:
     """What each id of `text` stands for; of a character cut into several, which part."""
-    return _numbered([(k, c) for k, c in enumerate(text) for _ in c.encode()])
+    return _numbered(text, [(k, k + 1) for k, c in enumerate(text) for _ in c.encode()])
 
   def to_json(self) -> str:
     """What `load` reads."""
@@ -89,10 +90,20 @@ class Subword:
     return self._trained.decode(theirs, skip_special_tokens=False)
 
   def pieces(self, text: str) -> list[str]:
-    """What each id of `text` stands for; of a character cut into several, which part."""
+    """What each id of `text` stands for; of a character cut into several, which part.
+
+    What a normaliser took in, as the later letters of a Korean syllable, belongs to what it became.
+    """
     encoded = self._trained.encode(text, add_special_tokens=False)
-    places = zip(encoded.offsets, encoded.ids, strict=True)
-    return _numbered([(start, text[start:end]) for (start, end), i in places if self._ours[i]])
+    taken = {k for span in encoded.offsets for k in range(*span)}
+
+    def end(k: int) -> int:
+      while k < len(text) and k not in taken and not text[k].isspace():
+        k += 1
+      return k
+
+    spans = zip(encoded.offsets, encoded.ids, strict=True)
+    return _numbered(text, [(start, end(stop)) for (start, stop), i in spans if self._ours[i]])
 
   def to_json(self) -> str:
     """What `load` reads."""
@@ -181,11 +192,15 @@ def _plain(ids: Iterable[int], vocab_size: int) -> Iterator[int]:
   return (int(i) for i in ids if 0 < i < vocab_size)
 
 
-def _numbered(places: list[tuple[int, str]]) -> list[str]:
-  """The texts of (place, text); several of one place are told apart as 'é 1/2', 'é 2/2'."""
-  found = []
-  for k, place in enumerate(places):
-    before, after = places[max(0, k - 4) : k].count(place), places[k : k + 5].count(place)
-    total = before + after
-    found.append(place[1] if total == 1 else f'{place[1]} {before + 1}/{total}')
+def _numbered(text: str, spans: list[tuple[int, int]]) -> list[str]:
+  """What stands at each span. Of a character in several of them it says which part: 'é 1/2'.
+
+  '한글 1/3' is a whole character and the first of three parts of another.
+  """
+  parts, seen, found = Counter(k for span in spans for k in range(*span)), Counter(), []
+  for span in spans:
+    seen.update(range(*span))
+    shared = [k for k in range(*span) if parts[k] > 1]
+    which = f' {seen[shared[-1]]}/{parts[shared[-1]]}' if shared else ''
+    found.append(text[slice(*span)] + which)
   return found
