@@ -59,6 +59,8 @@ OWN = {  # configs of this library's own, none of them from a file
     'model.num_encoder_layers': 1, 'ffn.encoder_ratios': '2.5', 'data.source_len': 6,
   },
 }  # fmt: skip
+OWN['own_marian_untied'] = OWN['own_marian_without_biases'] | {'model.tied': False}
+OWN['own_marian_apart'] = OWN['own_marian_untied'] | {'model.shared_source': False}
 
 
 def _drawn(name: str) -> tuple[Config, dict]:

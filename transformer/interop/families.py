@@ -9,8 +9,8 @@ from transformer.config import widths
 from transformer.interop.keys import GATED, PLAIN, Key, argument, null_is_0, one_of
 from transformer.interop.layout import Only, Tensor
 
-TIED, UNTIED = ('model.tied', True), ('model.tied', False)
-SHARED, UNSHARED = ('model.shared_source', True), ('model.shared_source', False)
+TIED, UNTIED = (('model.tied', True),), (('model.tied', False),)
+SHARED, UNSHARED = (('model.shared_source', True),), (('model.shared_source', False),)
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ def _norm(theirs: str, ours: str) -> list[Tensor]:
   return [Tensor(f'{theirs}.{t}', ((f'{ours}/{o}', 'D'),)) for t, o in leaves.items()]
 
 
-def _table(theirs: str, ours: str, layout: str = 'VD', only: Only = None) -> list[Tensor]:
-  return [Tensor(theirs, ((ours, layout),), only)]
+def _table(
+  theirs: str, ours: str, layout: str = 'VD', only: Only = (), **how: bool
+) -> list[Tensor]:
+  return [Tensor(theirs, ((ours, layout),), only, **how)]
 
 
 def _attention(theirs: str, ours: str, query: str, key: str, value: str, out: str) -> list[Tensor]:
@@ -102,7 +104,6 @@ GPT2 = Family(
     'scale_attn_weights': True,
     'scale_attn_by_inverse_layer_idx': False,
     'reorder_and_upcast_attn': False,
-    'add_cross_attention': False,
   },
   harmless=(
     *('attn_pdrop', 'n_ctx', 'summary_activation', 'summary_first_dropout'),
@@ -221,12 +222,7 @@ BERT = Family(
     'model.logits_bias': True,
     'ffn.bias': True,
   },
-  must={
-    'is_decoder': False,
-    'add_cross_attention': False,
-    'position_embedding_type': 'absolute',
-    'embedding_size': None,
-  },
+  must={'position_embedding_type': 'absolute'},
   harmless=(
     *('attention_probs_dropout_prob', 'classifier_dropout', 'pooler_fc_size', 'directionality'),
     *('pooler_num_attention_heads', 'pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type'),
@@ -254,7 +250,7 @@ BERT = Family(
   copies=(
     *_table(_HEAD + 'decoder.weight', 'embed/table', only=TIED),
     *_table(_HEAD + 'decoder.bias', 'unembed/bias', 'V', TIED),
-    Tensor(_HEAD + 'bias', (('unembed/bias', 'V'),), UNTIED, idle=True),
+    *_table(_HEAD + 'bias', 'unembed/bias', 'V', UNTIED, written=True, idle=True),
   ),
   unused=(r'bert\.pooler\.dense\.\w+', r'cls\.seq_relationship\.\w+', r'bert\.\w+\.position_ids'),
   old_names=((r'(.*LayerNorm\.)gamma', r'\1weight'), (r'(.*LayerNorm\.)beta', r'\1bias')),
@@ -328,7 +324,6 @@ MARIAN = Family(
   },
   must={
     'is_encoder_decoder': True,
-    'is_decoder': False,
     'static_position_embeddings': True,
     'normalize_before': False,
     'normalize_embedding': False,
@@ -338,6 +333,7 @@ MARIAN = Family(
   harmless=(
     *('attention_dropout', 'classif_dropout', 'classifier_dropout', 'decoder_layerdrop'),
     *('encoder_layerdrop', 'extra_pos_embeddings', 'force_bos_token_to_be_generated', 'init_std'),
+    'num_hidden_layers',  # encoder_layers again
   ),
   tensors=(
     *_table('model.shared.weight', 'embed/table', 'VD', SHARED),
@@ -351,8 +347,10 @@ MARIAN = Family(
     *_table('lm_head.weight', 'unembed/table'),
   ),
   copies=(
-    *_table(_SOURCE, 'embed/table', only=SHARED),
-    *_table(_TARGET, 'embed/table', only=SHARED),
+    *_table(_SOURCE, 'embed/table', only=SHARED + TIED),
+    *_table(_TARGET, 'embed/table', only=SHARED + TIED),
+    *_table(_SOURCE, 'embed/table', only=SHARED + UNTIED, written=True),
+    *_table(_TARGET, 'embed/table', only=SHARED + UNTIED, written=True),
     *_table('lm_head.weight', 'embed/table', only=TIED),
   ),
   sinusoids=('model.encoder.embed_positions.weight', 'model.decoder.embed_positions.weight'),

@@ -16,7 +16,7 @@ import numpy as np
 
 from transformer import axes
 
-Only = tuple[str, Any] | None  # a setting and the value at which something is there; None: always
+Only = tuple[tuple[str, Any], ...]  # settings, with the values at which something is there
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,14 @@ class Tensor:
   """A tensor of a file, and the parameters it holds.
 
   name: with '{}' for the number of the layer. parts: (path, layout) of each parameter; several are
-  joined along the last axis. only: where it is there. idle: of a copy: it does not enter the
-  logits, so its values may be others; it is written, because it is expected.
+  joined along the last axis. only: where it is there. Of a copy, written: transformers misses it if
+  it is not there; idle: it does not enter the logits, so its values may be others.
   """
 
   name: str
   parts: tuple[tuple[str, str], ...]
-  only: Only = None
+  only: Only = ()
+  written: bool = False
   idle: bool = False
 
   @property

@@ -52,8 +52,8 @@ def write_params(
     raise ValueError(f'params do not fit the config at {min(wrong)[0]}')
   shapes, found = count.shapes(wider), {}
   flat = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()} | flat
-  idle = tuple(copy for copy in family.copies if copy.idle)
-  for entry in _present((*family.tensors, *idle), wider):
+  copies = tuple(copy for copy in family.copies if copy.written)
+  for entry in _present((*family.tensors, *copies), wider):
     for layer, name in _layers(entry, shapes):
       arrays = [flat[path][... if layer is None else layer] for path in entry.paths]
       found[name] = layout.join(arrays, entry.parts)
@@ -107,9 +107,8 @@ def _present(entries: tuple[layout.Tensor, ...], config: Config) -> Iterator[lay
   """The entries of a table that a config has."""
   shapes = count.shapes(config)
   for entry in entries:
-    if entry.only and config.get(entry.only[0]) != entry.only[1]:
-      continue
-    if all(path in shapes for path in entry.paths):
+    told = all(config.get(setting) == value for setting, value in entry.only)
+    if told and all(path in shapes for path in entry.paths):
       yield entry
 
 
