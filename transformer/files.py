@@ -25,7 +25,7 @@ def replacing(path: Path, mode: str = 'w') -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def appearing(folder: Path, flag: str = '') -> Iterator[Path]:
-  """A folder beside `folder` that takes its place once the block has ended well.
+  """A folder beside `folder` that takes its place, on disk, once the block has ended well.
 
   flag: that named it. Raises UserError, before the block, if there is something already.
   """
@@ -35,6 +35,10 @@ def appearing(folder: Path, flag: str = '') -> Iterator[Path]:
   temporary.mkdir(parents=True)
   try:
     yield temporary
+    for path in temporary.rglob('*'):
+      if path.is_file():
+        with open(path, 'rb') as f:
+          os.fsync(f.fileno())
     os.replace(temporary, folder)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

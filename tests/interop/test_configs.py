@@ -13,10 +13,10 @@ from transformer.interop import configs
 GPT2 = """{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
   "attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256,
   "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024,
-  "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": null,
-  "summary_first_dropout": 0.1, "summary_proj_to_labels": true, "summary_type": "cls_index",
-  "summary_use_proj": true, "task_specific_params": {"text-generation": {"max_length": 50}},
-  "vocab_size": 50257}"""
+  "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1,
+  "summary_activation": null, "summary_first_dropout": 0.1, "summary_proj_to_labels": true,
+  "summary_type": "cls_index", "summary_use_proj": true,
+  "task_specific_params": {"text-generation": {"max_length": 50}}, "vocab_size": 50257}"""
 LLAMA_2_7B = """{"_name_or_path": "meta-llama/Llama-2-7b-hf", "architectures": ["LlamaForCausalLM"],
   "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
   "initializer_range": 0.02, "intermediate_size": 11008, "max_position_embeddings": 4096,

@@ -102,7 +102,16 @@ OLD_ROPE = dict(rope_parameters=None, rope_theta=500.0, rope_scaling='@null')
   ('name', 'changes'),
   [
     ('llama', OLD_ROPE),
-    ('llama', OLD_ROPE | {'pretraining_tp': 2, '_name_or_path': 'x', 'torch_dtype': 'float32'}),
+    (
+      'llama',
+      OLD_ROPE
+      | {
+        'pretraining_tp': 2,
+        'some_feature': '@null',
+        '_name_or_path': 'x',
+        'torch_dtype': 'float32',
+      },
+    ),
     (
       'llama',
       dict(rope_parameters=None, rope_scaling={'rope_type': 'default', 'rope_theta': 500.0}),

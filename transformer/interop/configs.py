@@ -51,7 +51,7 @@ def read_config(path: Path) -> tuple[Family, Config]:
           f'{path}: {name}={shown(value)} is not supported; {kind} is known with '
           f'{shown(must[name])} alone'
         )
-    elif name not in names and name not in family.harmless and name not in HARMLESS:
+    elif value is not None and name not in (*names, *family.harmless, *HARMLESS):
       raise UserError(f'{path}: {name}={shown(value)} is a feature of {kind} that is not known')
   return family, _settings(path, family, tree)
 
@@ -80,7 +80,7 @@ def _settings(path: Path, family: Family, tree: dict) -> Config:
     try:
       value = key.read(tree[key.name], tree)
       value = spec.check_value(f'{path}: {said}', SETTINGS[key.setting], value)
-    except (ValueError, TypeError, ZeroDivisionError) as e:
+    except (ValueError, TypeError, ArithmeticError) as e:
       reason = str(e) if isinstance(e, ValueError) else 'does not go with the other sizes'
       raise UserError(f'{path}: {said}: {reason}') from None
     if key.setting in told and found[key.setting] != value:
