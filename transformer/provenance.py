@@ -18,7 +18,7 @@ from transformer.files import replacing
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tokenizers', 'numpy')
 _DECISIVE = ('jax', 'jaxlib', 'flax', 'optax')
-_ONLOOKERS = ('analysis', 'boards.py', 'decode', 'evaluate.py', 'flags.py', 'replay.py')
+_ONLOOKERS = ('analysis', 'boards.py', 'evaluate.py', 'flags.py', 'interop', 'replay.py')
 _ROOT = Path(__file__).parent
 
 

@@ -43,8 +43,10 @@ class ModelConfig:
     choices=('decoder', 'encoder', 'encoder_decoder'),
   )
   d_model: int = setting(256, 'width of the residual stream', low=1, high=10**7)
-  num_layers: int = setting(6, 'number of blocks', low=1)
-  num_encoder_layers: int = setting(0, "encoder_decoder: the encoder's; 0: num_layers", low=0)
+  num_layers: int = setting(6, 'number of blocks', low=1, high=10**5)
+  num_encoder_layers: int = setting(
+    0, "encoder_decoder: the encoder's; 0: num_layers", low=0, high=10**5
+  )
   num_heads: int = setting(4, 'attention heads; 0: no attention, FFNs alone', low=0)
   num_kv_heads: int = setting(0, 'key/value heads, shared by groups; 0: num_heads', low=0)
   head_dim: int = setting(0, 'width of a head; 0: d_model / num_heads', low=0)

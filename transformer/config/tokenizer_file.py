@@ -14,22 +14,36 @@ from transformer.errors import UserError
 
 ENDS = ('<eos>', '<|endoftext|>', '<|end_of_text|>', '</s>', '[SEP]')
 
+MASKS = ('[MASK]', '<mask>')
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
   """Ids of a tokenizer.json.
 
-  entries: its ids are below this. end, unknown: its ids of these tokens, None where it has none.
+  entries: its ids are below this. end, unknown, mask: its ids of these tokens, None where it has
+  none. end_name: how the end token is written.
   """
 
   entries: int
   end: int | None
   unknown: int | None
+  mask: int | None = None
+  end_name: str = ''
 
   @property
   def vocab_size(self) -> int:
     """Ids as the model sees them."""
     return self.entries + (self.end is None)
+
+
+def rearranged(entries: int, end: int | None) -> list[int]:
+  """Our id of each of a file's ids below `entries`, of which `end` ends a document."""
+  if end is None:
+    return list(range(1, entries + 1))
+  ours = list(range(entries))
+  ours[0], ours[end] = ours[end], ours[0]
+  return ours
 
 
 def read(path: str | Path, where: str) -> Facts:
@@ -54,10 +68,11 @@ def facts(text: str, where: str) -> Facts:
       vocab = {token: i for i, (token, _) in enumerate(vocab)}
     ids = vocab | {token['content']: token['id'] for token in added}
     special = {token['content'] for token in added if token['special']}
-    end = next((ids[name] for name in ENDS if name in special), None)
+    end_name = next((name for name in ENDS if name in special), '')
+    mask = next((ids[name] for name in MASKS if name in special), None)
     unknown = model.get('unk_id')
     if unknown is None:
       unknown = ids.get(model.get('unk_token'))
-    return Facts(max(ids.values()) + 1, end, unknown)
+    return Facts(max(ids.values()) + 1, ids.get(end_name), unknown, mask, end_name)
   except (ValueError, TypeError, KeyError, AttributeError):
     raise UserError(f'{where}: is not a tokenizer.json of Hugging Face or of a run') from None

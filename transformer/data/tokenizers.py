@@ -47,6 +47,20 @@ class Byte:
     """What `load` reads."""
     return json.dumps({'isoffn': 'byte'})
 
+  def to_library(self) -> str:
+    """A tokenizer.json of Hugging Face's library with the same ids."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    # Byte-level signs (Radford et al. 2019): a byte that prints is its own, the others follow 255.
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in own]
+    sign = {b: chr(b) for b in own} | {b: chr(256 + k) for k, b in enumerate(others)}
+    made = Tokenizer(models.BPE({EOS: 0} | {sign[b]: b + 1 for b in range(256)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([EOS])
+    return made.to_str()
+
 
 class Subword:
   """A tokenizer of Hugging Face's library, its ids rearranged so that 0 ends a document."""
@@ -59,9 +73,7 @@ class Subword:
     facts = tokenizer_file.facts(self._json, where)
     self.vocab_size = facts.vocab_size
     # From the library's ids to ours.
-    self._ours = np.arange(facts.entries, dtype=np.int32) + (facts.end is None)
-    if facts.end:
-      self._ours[[0, facts.end]] = facts.end, 0
+    self._ours = np.array(tokenizer_file.rearranged(facts.entries, facts.end), np.int32)
     self._theirs = np.zeros(self.vocab_size, np.int64)
     self._theirs[self._ours] = np.arange(facts.entries)
     self.unknown = None if facts.unknown is None else int(self._ours[facts.unknown])

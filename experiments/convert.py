@@ -1,0 +1,125 @@
+"""Turns a checkpoint of Hugging Face's transformers into a run, and a run into such a checkpoint.
+
+  python -m experiments.convert --source=gpt2 --out=runs/gpt2
+  python -m experiments.generate --checkpoint=runs/gpt2 --prompt='The meaning of life'
+  python -m experiments.train --train.init_from=runs/gpt2 ...
+  python -m experiments.convert --source=runs/x --out=x-for-transformers --step=best
+
+A folder of transformers has config.json and model.safetensors, of GPT-2, Llama, Mistral, BERT or
+Marian, and is read and written without torch. In a run token 0 ends a document, so rows of the
+vocabulary are exchanged on the way in and back on the way out; a round trip changes no bit of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformer import flags
+from transformer.errors import UserError
+
+if TYPE_CHECKING:
+  from transformer.config import Config
+
+SOURCE = flags.script_flag('str', 'source', '', "folder of a run, or of transformers' checkpoint")
+OUT = flags.script_flag('str', 'out', '', 'folder to write; the other of the two')
+STEP = flags.script_flag('str', 'step', 'newest', "a run's checkpoint: newest, best or a step")
+
+
+def main() -> int:
+  for flag in (SOURCE, OUT):
+    if not flag.value:
+      raise UserError(f'--{flag.name}: is empty; name a folder')
+  source, out = Path(SOURCE.value), Path(OUT.value)
+  if _is_run(source):
+    _export(source, out)
+  else:
+    _import(source, out)
+  return 0
+
+
+def _is_run(source: Path) -> bool:
+  """Whether a folder is a run's or an experiment's: their config.json has sections."""
+  from transformer.interop import shards
+
+  if (source / 'cells').is_dir():
+    return True
+  if not (source / 'config.json').exists():
+    raise UserError(f'--source={source}: no config.json in it; name a run or a checkpoint')
+  return isinstance(shards.read_json(source / 'config.json').get('model'), dict)
+
+
+def _export(source: Path, out: Path) -> None:
+  from transformer import decode, runs
+  from transformer.interop import hf, vocabulary
+
+  folder = runs.cell_folder(source, 'source')
+  config, params, step = decode.open_cell(folder, STEP.value)
+  end = vocabulary.end_of(config, folder)
+  hf.save(out, *vocabulary.out_of_run(config, params, end), companions=folder)
+  print(f'{out}: step {step} of {folder}, for transformers')
+
+
+def _import(source: Path, out: Path) -> None:
+  from transformer import files
+  from transformer.config import resolve
+  from transformer.data import tokenizers
+  from transformer.interop import hf, vocabulary
+
+  files.refuse_existing(out, 'out')
+  config, params = hf.load(source)
+  end = vocabulary.end_of(config, source)
+  config, params = vocabulary.into_run(config, params, end)
+  text = None
+  if (source / hf.TOKENIZER).exists():
+    text = tokenizers.load(source / hf.TOKENIZER).to_json()
+    own = {'data.source': 'stdlib', 'data.tokenizer': f'json:{source / hf.TOKENIZER}'}
+    config = resolve(config.replace(**own))
+    config = config.replace(**{'data.tokenizer': f'json:{out.absolute() / hf.TOKENIZER}'})
+  with files.appearing(out, 'out') as folder:
+    hf.copy_companions(source, folder)
+    if text:
+      (folder / hf.TOKENIZER).write_text(text, encoding='utf-8')
+    _write_run(folder, config, params, source)
+  print(f'{out}: a run at step 0, {_vocabulary(config, end)}')
+  begin = 'decoder_start_token_id' if config.data.source_len else 'bos_token_id'
+  theirs = hf.special_ids(source).get(begin)
+  if theirs not in (None, end) and theirs < config.model.vocab_size:
+    print(f'note: the original begins with id {theirs} ({begin}), a run with 0, its end')
+
+
+def _write_run(folder: Path, config: Config, params: dict, source: Path) -> None:
+  """What training leaves behind, as if it had been trained elsewhere."""
+  import contextlib
+  import hashlib
+
+  import jax
+  import numpy as np
+
+  from launch.files import write_json
+  from transformer import provenance
+  from transformer.checkpoint import Checkpoints
+  from transformer.state import TrainState
+
+  write_json(folder / 'config.json', config.to_json())
+  zero, digest = np.zeros((), np.int32), hashlib.sha256()
+  for leaf in jax.tree.leaves(params):
+    digest.update(leaf.tobytes())
+  state = TrainState(
+    **dict(step=zero, params=params, opt_state={}, model_state={}, ema={}, hyper={}),
+    **dict(key=np.zeros(2, np.uint32), bad_steps=zero, skipped=zero),
+  )
+  with contextlib.closing(Checkpoints(folder / 'checkpoints')) as checkpoints:
+    checkpoints.save(state, {}, None)
+  fingerprint = digest.hexdigest()[:16]
+  provenance.write(folder, config, fingerprint, {'converted_from': str(source.absolute())})
+
+
+def _vocabulary(config: Config, end: int | None) -> str:
+  if end is None:
+    return f'ids moved up by one: no end token, vocabulary {config.model.vocab_size}'
+  return f'ids 0 and {end} exchanged' if end else 'ids as they were'
+
+
+if __name__ == '__main__':
+  flags.run(main)
