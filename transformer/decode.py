@@ -45,7 +45,31 @@ def _step(folder: Path, which: str) -> int | None:
   return min(rows, key=lambda row: row['eval/loss'])['step'] if rows else None
 
 
-def generate(
+def generate(config, params, prompt, new_tokens, temperature=0.0, seed=0, sources=None):
+  """Stands in until there is a cache: `_stream`, or greedily from sources."""
+  if sources is None:
+    return _stream(config, params, prompt, new_tokens, temperature, seed)
+  source_BS = np.full((config.data.batch_size, config.data.source_len), -1, np.int32)
+  for row, ids in zip(source_BS, sources, strict=False):
+    row[: len(ids)] = ids
+  target_BT = np.full((config.data.batch_size, new_tokens + 1), -1, np.int32)
+  target_BT[:, 0] = 0
+  params = jax.device_put(params)
+  for i in range(new_tokens):
+    target_BT[:, i + 1] = _next_of_pairs(config, params, source_BS, target_BT[:, :-1], np.int32(i))
+    if np.all(np.any(target_BT[:, 1:] == 0, axis=1)[: len(sources)]):
+      break
+  ended = ((row, np.flatnonzero(row[1:] <= 0)) for row in target_BT[: len(sources)])
+  return [row[1:][: end[0] if len(end) else None] for row, end in ended]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _next_of_pairs(config, params, source_BS, target_BT, last):
+  logits_BTV, _ = model.build(config).apply({'params': params}, source_BS, target_BT)
+  return jnp.argmax(logits_BTV[:, last], axis=-1)
+
+
+def _stream(
   config: Config,
   params: dict,
   prompt: np.ndarray,
