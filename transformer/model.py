@@ -25,14 +25,15 @@ from transformer.params import initializer
 from transformer.positions import alibi, positions_in_documents, relative_buckets, sinusoid
 
 
-def build(config: Config) -> Decoder | Encoder | EncoderDecoder:
+def build(config: Config, by_layer: bool = False) -> Decoder | Encoder | EncoderDecoder:
   """The model a resolved config describes.
 
   `build(config).apply({'params': params}, tokens_BT)` returns (logits_BTV, Aux) of a decoder or an
-  encoder, `.apply({'params': params}, source_BS, target_BT)` of an encoder_decoder.
+  encoder, `.apply({'params': params}, source_BS, target_BT)` of an encoder_decoder. by_layer: on
+  parameters as `by_layer` has them.
   """
   kinds = {'decoder': Decoder, 'encoder': Encoder, 'encoder_decoder': EncoderDecoder}
-  return kinds[config.model.architecture](config)
+  return kinds[config.model.architecture](config, by_layer)
 
 
 @flax.struct.dataclass
@@ -55,20 +56,25 @@ class _Stacks(nn.Module):
   """What the models have in common.
 
   Neighbouring layers of equal shape are stacked along a leading axis of their parameters and run by
-  a scan.
+  a scan. by_layer: they are not, but each has its own parameters, as decoding wants them.
   """
 
   config: Config
+  by_layer: bool = False
 
   def _run(self, stack: str, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Aux]:
     """The stream after all layers of a stack, normed unless norms come last in each anyway."""
     m, found = self.config.model, []
-    for group in count.groups(self.config):
-      if group.stack != stack:
+    for group in (g for g in count.groups(self.config) if g.stack == stack):
+      if self.by_layer:
+        for layer in range(group.first, group.first + group.size):
+          block = Block(self.config, group, name=layer_name(stack, layer))
+          x_BTD, aux = block(x_BTD, context, jnp.int32(layer))
+          found.append(aux)
         continue
       layers = nn.scan(
         Block,
-        variable_axes=dict.fromkeys(('params', 'observed', 'diagnostics', 'internals', 'cache'), 0),
+        variable_axes=dict.fromkeys(('params', 'observed', 'diagnostics', 'internals'), 0),
         split_rngs={'params': True},
         in_axes=(nn.broadcast, 0),
         length=group.size,
@@ -354,6 +360,25 @@ def inspect(config: Config, params: dict, *tokens: jax.Array) -> dict[str, jax.A
       if name in groups[0]:
         weights = [group[name]['weights'] for group in groups]
         found[f'{stack}/{name}'] = jnp.concatenate(weights)
+  return found
+
+
+def layer_name(stack: str, layer: int) -> str:
+  """The name of one layer's parameters where layers are not stacked."""
+  return f'{stack}_at_{layer}'
+
+
+def by_layer(config: Config, params: dict) -> dict:
+  """A tree of parameters with a tree for each layer, by `layer_name`, in place of stacked ones."""
+  groups, found = {group.name: group for group in count.groups(config)}, {}
+  for name, tree in params.items():
+    group = groups.get(name)
+    if group is None:
+      found[name] = tree
+      continue
+    for i in range(group.size):
+      own = layer_name(group.stack, group.first + i)
+      found[own] = jax.tree.map(lambda x, i=i: x[i], tree)
   return found
 
 

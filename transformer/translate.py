@@ -57,17 +57,21 @@ def score(
 def translate(
   config: Config, params: dict, data: Pairs, chosen: np.ndarray, beat: Callable[[], None]
 ) -> list[str]:
-  """The text of greatest probability, token by token, for each of these held-out pairs."""
-  found = []
-  for k in range(0, len(chosen), config.data.batch_size):
+  """The likeliest text, token by token, for each of these held-out pairs."""
+  rows = data.held_out_pairs[chosen][:, : config.data.source_len]
+  sources = [row[row >= 0] for row in rows]
+  by_length = np.argsort([-len(ids) for ids in sources], kind='stable')
+  parts = -(-len(chosen) // config.data.batch_size)
+  # Without its seed: cells that differ in nothing else share the compiled loop. For the same reason
+  # all batches have as many rows, and one of the longest sources.
+  same, found = config.replace(seed=0), {}
+  for k in range(parts):
     beat()
-    rows = data.held_out_pairs[chosen[k : k + config.data.batch_size]]
-    sources = [row[row >= 0] for row in rows[:, : config.data.source_len]]
-    starts = [np.zeros(1, np.int32)] * len(sources)
-    # Without its seed: cells that differ in nothing else share the compiled loop.
-    same = config.replace(seed=0)
-    found += decode.generate(same, params, starts, config.data.seq_len, sources=sources)
-  return [data.tokenizer.decode(ids) for ids in found]
+    batch = np.resize(by_length[k::parts], config.data.batch_size)
+    asked = [sources[i] for i in batch]
+    new = decode.generate(same, params, None, config.data.seq_len, sources=asked)
+    found |= zip(batch, map(data.tokenizer.decode, new), strict=True)
+  return [found[i] for i in range(len(chosen))]
 
 
 def measured(

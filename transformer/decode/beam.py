@@ -1,0 +1,219 @@
+"""Beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer import model
+from transformer.config import Config
+from transformer.decode import kept as keeping
+from transformer.decode.kept import Kept
+
+_STAGE = 64  # tokens between two growths of the buffers
+
+
+class Hypothesis(NamedTuple):
+  """ids: new ones, without the end. score: log P / length penalty. ended: not cut at the limit."""
+
+  ids: np.ndarray
+  score: float
+  ended: bool
+
+
+def beam_search(
+  config: Config,
+  params: dict,
+  prompts: Sequence[np.ndarray] | None,
+  max_new_tokens: int,
+  beams: int,
+  length_penalty: float = 0.6,
+  sources: Sequence[np.ndarray] | None = None,
+  end: int | None = 0,
+) -> list[list[Hypothesis]]:
+  """The best continuations of each prompt, best first, `beams` of them at most.
+
+  Each step goes on with the `beams` likeliest unfinished continuations; one that ends among the
+  likeliest `beams` is a result, and the search of a prompt is over when it has `beams` results or
+  at max_new_tokens, where those cut short compete as well. A result's score is log P(Y) /
+  ((5 + |Y|) / 6)^length_penalty, |Y| with its end (Wu et al. 2016, §7). One beam is greedy.
+  Arguments as of `generate`.
+  """
+  prompt_BP, source_BS = keeping.checked(config, prompts, sources)
+  weights = keeping.weights_for(config, params)
+  longest = int(np.max(np.sum(prompt_BP >= 0, axis=1)))
+  steps = int(min(max_new_tokens, keeping.most_tokens(config) - longest))
+  if steps < 1:
+    return [[Hypothesis(np.zeros(0, np.int32), 0.0, False)] for _ in prompt_BP]
+  length = prompt_BP.shape[1]
+  rules = _Rules(beams, length, steps, -1 if end is None else end)
+  state = _begin(config, rules, weights, prompt_BP, source_BS, length_penalty)
+  for made in range(1, steps, _STAGE):
+    if np.all(state.over_B):
+      break
+    state = _with_room(state, length + beams * min(made + _STAGE, steps))
+    state = _advance(config, rules, weights, state, min(made + _STAGE, steps), length_penalty)
+  return _results(jax.device_get(_closed(rules, state, length_penalty)))
+
+
+class _Rules(NamedTuple):
+  """What a search compiles for. length: of the padded prompts. steps: new tokens at most."""
+
+  beams: int
+  length: int
+  steps: int
+  end: int
+
+
+@flax.struct.dataclass
+class _State:
+  """R live beams and up to R results a prompt.
+
+  The beams of a prompt are the queries of one step, and write neighbouring slots; which slots are
+  a beam's past is told by past_BRS, so that a beam's change of parent moves no key and no value.
+  log_p_BR: of live beams. ids_BRN: their new tokens, the last one not yet read. scores_BR,
+  found_BRN: of results, −∞ where there is none. count_B: results so far. made: tokens of a live
+  beam.
+  """
+
+  kept: Kept
+  past_BRS: jax.Array
+  log_p_BR: jax.Array
+  ids_BRN: jax.Array
+  scores_BR: jax.Array
+  found_BRN: jax.Array
+  count_B: jax.Array
+  over_B: jax.Array
+  made: jax.Array
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _begin(config, rules, weights, prompt_BP, source_BS, penalty) -> _State:
+  """The state after the first token."""
+  rows, beams = len(prompt_BP), rules.beams
+  logits_BV, kept = keeping.read(config, weights, prompt_BP, source_BS, rules.length)
+  nothing_BR = jnp.full((rows, beams), -jnp.inf)
+  ids_BRN = jnp.full((rows, beams, rules.steps), -1, jnp.int32)
+  state = _State(
+    kept=kept,
+    past_BRS=jnp.broadcast_to(prompt_BP[:, None] >= 0, (rows, beams, rules.length)),
+    log_p_BR=nothing_BR.at[:, 0].set(0.0),  # one beam, until tokens tell them apart
+    ids_BRN=ids_BRN,
+    scores_BR=nothing_BR,
+    found_BRN=ids_BRN,
+    count_B=jnp.zeros(rows, jnp.int32),
+    over_B=jnp.zeros(rows, bool),
+    made=jnp.int32(0),
+  )
+  logits_BRV = jnp.broadcast_to(logits_BV[:, None], (rows, beams, logits_BV.shape[-1]))
+  return _choose(rules, state, logits_BRV, penalty)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _advance(config, rules, weights, state, until, penalty) -> _State:
+  """The state once live beams have `until` tokens, or all searches are over."""
+
+  def going(state: _State) -> jax.Array:
+    return (state.made < until) & ~jnp.all(state.over_B)
+
+  def one(state: _State) -> _State:
+    logits_BRV, kept, past_BRS = _read(config, rules, weights, state)
+    return _choose(rules, state.replace(kept=kept, past_BRS=past_BRS), logits_BRV, penalty)
+
+  return jax.lax.while_loop(going, one, state)
+
+
+def _read(config, rules, weights, state) -> tuple[jax.Array, Kept, jax.Array]:
+  """Reads the last token of each live beam: (logits_BRV, what is kept, past_BRS with its slots)."""
+  kept, beams, length = state.kept, rules.beams, rules.length
+  slot_S, beam_R = jnp.arange(kept.size), jnp.arange(beams)
+  step_S = jnp.where(slot_S < length, slot_S, length + (slot_S - length) // beams)
+  step_T = jnp.full(beams, length + state.made - 1)
+  own_RS = slot_S[None] == kept.slot + beam_R[:, None]
+  past_BRS = state.past_BRS | own_RS
+  slots = model.Slots(
+    slot=kept.slot,
+    mask_BTS=past_BRS & keeping.visible(config, step_T, step_S),
+    positions_BT=(step_T[None] - kept.pad_B[:, None]),
+    step_T=step_T,
+    step_S=step_S,
+  )
+  last_BR = jax.lax.dynamic_index_in_dim(state.ids_BRN, state.made - 1, axis=2, keepdims=False)
+  logits_BRV, kept = keeping.logits_of(config, weights, kept, jnp.maximum(last_BR, 0), slots)
+  return logits_BRV, kept, past_BRS
+
+
+def _choose(rules, state, logits_BRV, penalty) -> _State:
+  """One more token for each live beam; those that end become results."""
+  rows, beams, vocabulary = logits_BRV.shape
+  made = state.made + 1
+  log_p_BRV = state.log_p_BR[:, :, None] + jax.nn.log_softmax(logits_BRV)
+  # Each beam ends in one way, so among twice as many there are as many that go on.
+  best_BC, index_BC = jax.lax.top_k(log_p_BRV.reshape(rows, -1), 2 * beams)
+  parent_BC, token_BC = index_BC // vocabulary, index_BC % vocabulary
+  ends_BC = token_BC == rules.end
+  ids_BCN = jnp.take_along_axis(state.ids_BRN, parent_BC[:, :, None], axis=1)
+  ids_BCN = jax.lax.dynamic_update_slice(ids_BCN, token_BC[:, :, None], (0, 0, made - 1))
+
+  going_BC = jnp.where(ends_BC, -jnp.inf, best_BC)
+  log_p_BR, chosen_BR = jax.lax.top_k(going_BC, beams)
+  parent_BR = jnp.take_along_axis(parent_BC, chosen_BR, axis=1)
+  ended_BR = jnp.where(ends_BC, best_BC, -jnp.inf)[:, :beams] / _length(made, penalty)
+  scores_BR, found_BRN = _better(state, ended_BR, ids_BCN[:, :beams])
+  count_B = state.count_B + jnp.sum(ended_BR > -jnp.inf, axis=1)
+  open_B1 = ~state.over_B[:, None]
+  return state.replace(
+    past_BRS=jnp.take_along_axis(state.past_BRS, parent_BR[:, :, None], axis=1),
+    log_p_BR=log_p_BR,
+    ids_BRN=jnp.take_along_axis(ids_BCN, chosen_BR[:, :, None], axis=1),
+    scores_BR=jnp.where(open_B1, scores_BR, state.scores_BR),
+    found_BRN=jnp.where(open_B1[:, :, None], found_BRN, state.found_BRN),
+    count_B=count_B,
+    over_B=state.over_B | (count_B >= beams),
+    made=made,
+  )
+
+
+@partial(jax.jit, static_argnums=0)
+def _closed(rules, state, penalty) -> _State:
+  """The results, with what was cut short where the search is not over."""
+  cut_BR = jnp.where(state.over_B[:, None], -jnp.inf, state.log_p_BR / _length(state.made, penalty))
+  scores_BR, found_BRN = _better(state, cut_BR, state.ids_BRN)
+  ended_BR = jnp.any(found_BRN == rules.end, axis=-1)
+  return scores_BR, jnp.where(found_BRN == rules.end, -1, found_BRN), ended_BR
+
+
+def _better(state, scores_BR, ids_BRN) -> tuple[jax.Array, jax.Array]:
+  """The best R of the results and of new ones."""
+  both_BC = jnp.concatenate([state.scores_BR, scores_BR], axis=1)
+  ids_BCN = jnp.concatenate([state.found_BRN, ids_BRN], axis=1)
+  best_BR, chosen_BR = jax.lax.top_k(both_BC, scores_BR.shape[1])
+  return best_BR, jnp.take_along_axis(ids_BCN, chosen_BR[:, :, None], axis=1)
+
+
+def _length(tokens: jax.Array, penalty: jax.Array) -> jax.Array:
+  return ((5.0 + tokens) / 6.0) ** penalty
+
+
+def _with_room(state: _State, slots: int) -> _State:
+  """Buffers for so many slots."""
+  more = slots - state.kept.size
+  past_BRS = jnp.pad(state.past_BRS, [(0, 0), (0, 0), (0, more)])
+  return state.replace(kept=keeping.grown(state.kept, slots), past_BRS=past_BRS)
+
+
+def _results(closed: tuple) -> list[list[Hypothesis]]:
+  return [
+    [
+      Hypothesis(ids[ids >= 0], float(score), bool(ended))
+      for score, ids, ended in zip(*row, strict=True)
+      if score > -np.inf
+    ]
+    for row in zip(*closed, strict=True)
+  ]

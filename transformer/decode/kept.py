@@ -1,0 +1,179 @@
+"""Keys and values of the tokens a decoder has read, and how it reads on.
+
+Prompts of different lengths are padded in front, so that all rows write the same slot at a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer import axes, count, model, spec
+from transformer.config import Config
+from transformer.errors import UserError
+from transformer.ops.attention import in_reach
+
+_PROMPTS = 16  # prompts are padded to a multiple of this, so that few programs serve all
+
+
+@flax.struct.dataclass
+class Kept:
+  """What has been read.
+
+  cache: a layer's keys and values by its name, (B, S, K, ·) over slots. pad_B: slots of padding
+  before each prompt. source_BS: of an encoder_decoder, else None. slot: int32, the next to write.
+  """
+
+  cache: dict
+  pad_B: jax.Array
+  source_BS: jax.Array | None
+  slot: jax.Array
+
+  @property
+  def size(self) -> int:
+    """Slots there is room for."""
+    cache = next(iter(self.cache.values()))
+    return cache['attention']['key'].shape[1]
+
+
+def weights_for(config: Config, params: dict) -> dict:
+  """Parameters as the loop reads them: a tree a layer, matrices in the compute type."""
+
+  def cast(path: tuple, x: jax.Array) -> jax.Array:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return jnp.asarray(x, config.model.dtype if axes.param(name).fan_in else None)
+
+  params = jax.tree_util.tree_map_with_path(cast, params)
+  return model.by_layer(config, params)
+
+
+def pad(rows: Sequence[np.ndarray], multiple: int, front: bool) -> np.ndarray:
+  """Rows of ids as one int32 array, −1 before or behind them."""
+  longest = max(map(len, rows))
+  out = np.full((len(rows), -(-longest // multiple) * multiple), -1, np.int32)
+  for line, ids in zip(out, rows, strict=True):
+    if len(ids):
+      line[slice(-len(ids), None) if front else slice(len(ids))] = ids
+  return out
+
+
+def checked(
+  config: Config, prompts: Sequence[np.ndarray] | None, sources: Sequence[np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """(prompts (B, P) padded in front, sources (B, S) padded behind or None).
+
+  Raises UserError if this model cannot read them.
+  """
+  kind, vocabulary = config.model.architecture, config.model.vocab_size
+  if kind == 'encoder':
+    raise UserError('--model.architecture=encoder: fills gaps and writes no text; take a decoder')
+  if (kind == 'encoder_decoder') != (sources is not None):
+    wants = 'needs a source' if sources is None else 'takes no source'
+    raise UserError(f'--model.architecture={kind}: {wants}')
+  prompts = [np.zeros(1, np.int32)] * len(sources) if prompts is None else prompts
+  length, source_len = config.data.seq_len, config.data.source_len
+  for rows, most, what in ((prompts, length, 'prompt'), (sources or (), source_len, 'source')):
+    for ids in rows:
+      ids = np.asarray(ids)
+      if what == 'prompt' and not len(ids):
+        raise UserError('--prompt: has no token; begin with 0, as each document does')
+      if len(ids) > most:
+        raise UserError(f'--{what}: has {len(ids)} tokens; the context of the model is {most}')
+      if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise UserError(f'--{what}: id {wrong} is not in the vocabulary of {vocabulary}')
+  source_BS = None if sources is None else pad(sources, _PROMPTS, front=False)
+  return pad(prompts, _PROMPTS, front=True), source_BS
+
+
+def most_tokens(config: Config) -> float:
+  """How many tokens a sequence may have: positions that were learned end with their table."""
+  learned = spec.parse('model.positions', config.model.positions).variant == 'learned'
+  return config.data.seq_len if learned else float('inf')
+
+
+def read(
+  config: Config, weights: dict, prompt_BP: jax.Array, source_BS: jax.Array | None, size: int
+) -> tuple[jax.Array, Kept]:
+  """Reads prompts into `size` slots: (float32 logits_BV after the last token, what is kept)."""
+  rows, length = prompt_BP.shape
+  pad_B = jnp.sum(prompt_BP < 0, axis=1)
+  memory_BSD = None
+  if source_BS is not None:
+    source = model.SourceEncoder(config, by_layer=True)
+    memory_BSD = source.apply({'params': weights}, source_BS)
+  kept = Kept(_empty(config, rows, size), pad_B, source_BS, jnp.int32(0))
+  slots = _in_line(config, kept, length)
+  logits_BTV, kept = logits_of(config, weights, kept, prompt_BP, slots, memory_BSD)
+  return logits_BTV[:, -1], kept
+
+
+def follow(config: Config, weights: dict, kept: Kept, token_B: jax.Array) -> tuple[jax.Array, Kept]:
+  """Reads one more token a row: (float32 logits_BV after it, what is kept)."""
+  logits_BTV, kept = logits_of(config, weights, kept, token_B[:, None], _in_line(config, kept, 1))
+  return logits_BTV[:, -1], kept
+
+
+def _in_line(config: Config, kept: Kept, tokens: int) -> model.Slots:
+  """The next so many slots, each a step after the one before."""
+  step_T, step_S = kept.slot + jnp.arange(tokens), jnp.arange(kept.size)
+  present_B1S = (step_S[None] >= kept.pad_B[:, None])[:, None]
+  return model.Slots(
+    slot=kept.slot,
+    mask_BTS=visible(config, step_T, step_S) & present_B1S,
+    positions_BT=jnp.maximum(step_T[None] - kept.pad_B[:, None], 0),
+    step_T=step_T,
+    step_S=step_S,
+  )
+
+
+def visible(config: Config, step_T: jax.Array, step_S: jax.Array) -> jax.Array:
+  """mask_TS: keys before a token, no further back than a row is long: training saw none there."""
+  window = min(config.model.attention_window or config.data.seq_len, config.data.seq_len)
+  return in_reach(step_T[:, None] - step_S[None], causal=True, window=window)
+
+
+def logits_of(
+  config: Config,
+  weights: dict,
+  kept: Kept,
+  tokens_BT: jax.Array,
+  slots: model.Slots,
+  memory_BSD: jax.Array | None = None,
+) -> tuple[jax.Array, Kept]:
+  """Logits of tokens that stand where `slots` says, and what is kept then."""
+  read = model.build(config, by_layer=True)
+  variables = {'params': weights, 'cache': kept.cache}
+  if kept.source_BS is None:
+    inputs, more = (tokens_BT,), {}
+  else:
+    inputs, more = (kept.source_BS, tokens_BT), dict(memory_BSD=memory_BSD)
+  (logits_BTV, _), changed = read.apply(variables, *inputs, slots=slots, **more, mutable=['cache'])
+  return logits_BTV, kept.replace(cache=changed['cache'], slot=kept.slot + tokens_BT.shape[1])
+
+
+@partial(jax.jit, static_argnums=1)
+def grown(kept: Kept, size: int) -> Kept:
+  """The same with room for more slots."""
+
+  def widen(path: tuple, x: jax.Array) -> jax.Array:
+    if 'cross_attention' in jax.tree_util.keystr(path):
+      return x
+    return jnp.pad(x, [(0, 0), (0, size - x.shape[1]), (0, 0), (0, 0)])
+
+  return kept.replace(cache=jax.tree_util.tree_map_with_path(widen, kept.cache))
+
+
+def _empty(config: Config, rows: int, size: int) -> dict:
+  n, dtype = count.sizes(config), config.model.dtype
+  shapes = {'key': (rows, size, n['K'], n['H']), 'value': (rows, size, n['K'], n['W'])}
+
+  def layer() -> dict:
+    return {'attention': {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}}
+
+  return {model.layer_name('layers', i): layer() for i in range(count.depth(config, 'layers'))}
