@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from transformer import axes, spec
+from transformer.config.data import check_source
 from transformer.config.settings import SETTINGS, Config
 from transformer.errors import UserError
 
@@ -25,6 +26,7 @@ def resolve(config: Config) -> Config:
   plugin.load(config.plugin)
   for path, declared in SETTINGS.items():
     spec.check_value(f'--{path}', declared, config.get(path))
+  check_source(config)
   config = config.replace(**idle(config))
   out = {slot: spec.canonical(spec.parse(slot, config.get(slot))) for slot in spec.slots()}
   out |= _model(config) | _vocabulary(config) | _ffn(config) | _optim(config)
