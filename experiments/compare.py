@@ -22,6 +22,7 @@ paired.define_flags('<setting>', vary='', baseline='', match='params')
 SETTING = flags.script_flag('str', 'setting', '', 'what to compare, as in model.norm')
 
 _WIDTHS = ('ffn.ratio', 'ffn.ratios', 'ffn.d_ff')
+_TASK = ('model.architecture', 'loss.mask_rate')  # what is to be predicted, and from what
 _TEXT = (  # what decides which text is held out, and where there is none which tokens
   *('data.source', 'data.held_out', 'data.text_field', 'data.group_field'),
   'model.vocab_size',
@@ -55,6 +56,13 @@ def _check(setting: str) -> None:
     raise UserError(
       f'{where}: losses on other text do not compare; run experiments.train once for each, then '
       'experiments.report --by'
+    )
+  if setting in _TASK:
+    raise UserError(f'{where}: losses of other tasks do not compare; use experiments.train')
+  if setting == 'data.tokenizer' and lab.FLAGS['model.architecture'].value == 'encoder':
+    raise UserError(
+      f'{where}: --model.architecture=encoder predicts some tokens only, so that its loss has no '
+      'bits per byte, and nats per token of different tokenizers do not compare'
     )
   source = lab.FLAGS['data.source'].value
   if setting == 'data.tokenizer' and not getattr(spec.parse('data.source', source), 'text', True):

@@ -53,6 +53,11 @@ def main() -> int:
 
   folder = Path(CHECKPOINT.value)
   run, params, step = decode.open_cell(folder, STEP.value)
+  if run.model.architecture != 'decoder':
+    raise UserError(
+      f'--checkpoint={folder}: is of --model.architecture={run.model.architecture}; only a decoder '
+      'has a probability for each token of a text'
+    )
   config, length = _asked(run), run.data.seq_len
   stride = STRIDE.value or length
   if not 1 <= stride <= length:

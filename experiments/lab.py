@@ -145,7 +145,7 @@ def _prepare(experiment: Experiment, workdir: Path) -> None:
 
 def _source(config: Config) -> Hashable:
   """Equal for configs of the same data."""
-  return config.data, config.model.vocab_size
+  return config.data, config.model.vocab_size, config.model.architecture
 
 
 def _load(experiment: Experiment, watch: Watch) -> dict[Hashable, Data]:
@@ -180,6 +180,7 @@ def _record(experiment: Experiment) -> dict:
         'params': count.params(cell.config),
         'flops_per_token': count.flops_per_token(cell.config),
         'd_ff': cell.config.ffn.d_ff,
+        'encoder_d_ff': count.encoder_d_ff(cell.config),
         'ratio': cell.config.ffn.ratio,
         'd_model': cell.config.model.d_model,
         'num_layers': cell.config.model.num_layers,
@@ -225,13 +226,19 @@ def _identity(record: dict, asked: Config) -> dict:
 
 
 def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> None:
-  """Unigram and bigram losses fitted on what seed 0 sees: one epoch or 4 M tokens at most."""
+  """Unigram and bigram losses fitted on what seed 0 sees: one epoch or 4 M tokens at most.
+
+  Of pairs they are those of the targets alone; a token that was masked is told by more than those
+  before it, so an encoder has none.
+  """
   import numpy as np
 
   from transformer.analysis import ngram
 
   base = experiment.base
-  steps = base.train.steps
+  if base.model.architecture == 'encoder':
+    return
+  steps, first = base.train.steps, base.data.source_len
   key = f'{opened.fingerprint} {steps} {base.data.batch_size} {base.data.seq_len}'
   there = read_json(workdir / 'references.json', strict=False)
   if there and there.get('key') == key:
@@ -239,8 +246,8 @@ def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> No
   epoch = len(opened.rows) // base.data.batch_size
   enough = 4_000_000 // (base.data.batch_size * base.data.seq_len) + 1
   batches = max(1, min(steps, epoch, enough))
-  seen = np.concatenate([opened.train_batch(i) for i in range(batches)])
-  held_out = np.concatenate(list(opened.eval_batches()))
+  seen = np.concatenate([opened.train_batch(i)[:, first:] for i in range(batches)])
+  held_out = np.concatenate(list(opened.eval_batches()))[:, first:]
   record: dict = {'key': key, 'tokens': int((seen[:, 1:] >= 0).sum())}
   targets = int((held_out[:, 1:] >= 0).sum())
   for name, fit in (('unigram', ngram.unigram), ('bigram', ngram.bigram)):
@@ -254,7 +261,7 @@ def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> No
 def _forget(folder: Path) -> None:
   """Removes a cell's results so that it runs anew."""
   names = ('done.json', 'failed.json', 'metrics.jsonl', 'provenance.json', 'heartbeat.json')
-  for name in (*names, 'log.txt'):
+  for name in (*names, 'samples.json', 'log.txt'):
     (folder / name).unlink(missing_ok=True)
   for name in ('bad', 'checkpoints', 'tensorboard', 'wandb'):
     shutil.rmtree(folder / name, ignore_errors=True)

@@ -20,13 +20,13 @@ _MOST_SEEDS = 10_000
 _FAR = 0.1  # share of a budget; further off is another comparison
 
 
-def define_flags(name: str, vary: str, baseline: str, match: str) -> None:
+def define_flags(name: str, vary: str, baseline: str, match: str, **defaults: object) -> None:
   """The flags of an experiment that compares values of one setting over paired seeds.
 
-  It runs the pilot's shape unless asked otherwise: seconds a cell.
+  It runs the pilot's shape with these defaults unless asked otherwise: seconds a cell.
   """
   pace = {'train.checkpoint_every': 200, 'train.log_every': 20}
-  lab.define_flags(name, **PRESETS['pilot'], **pace)
+  lab.define_flags(name, **PRESETS['pilot'] | pace | defaults)
   parts = "values to compare, separated by commas, or by ';' if there is one; all: every variant"
   flags.script_flag('str', 'vary', vary, parts)
   flags.script_flag('str', 'baseline', baseline, 'the value that the others are compared with')
@@ -43,13 +43,14 @@ def experiment(
 ) -> Experiment:
   """The experiment the comparison flags ask for.
 
+  variable: the setting that varies, or a section of them where it takes several.
   config_of(asked, value, budget): the resolved config of one value, from what the flags ask of all;
   `budget` is what --match counts of the baseline, 0 for the value as it is. absorb: what config_of
   lets give way for the budget.
   """
   asked = flags.config()
   for taken, instead in ((variable, '--vary'), ('seed', '--seeds')):
-    if FLAGS[taken].present:
+    if taken in FLAGS and FLAGS[taken].present:
       raise UserError(f'--{taken}: is varied by this experiment; use {instead}')
   if FLAGS.match not in ('params', 'flops', 'none'):
     raise UserError(f'--match={FLAGS.match}: choose from params, flops, none')
@@ -93,9 +94,10 @@ def values(variable: str) -> list[str]:
 
 def _every(variable: str) -> list[str]:
   """All variants of a slot that stand without arguments, or all choices of a setting."""
-  declared = SETTINGS[variable]
   if variable not in spec.slots():
-    choices = ('false', 'true') if declared.type == 'bool' else declared.metadata['choices']
+    declared = SETTINGS.get(variable)
+    choices = declared and declared.metadata['choices']
+    choices = ('false', 'true') if declared and declared.type == 'bool' else choices
     if not choices:
       raise UserError(f'--vary=all: {variable} has no list of values; name some')
     return list(choices)
@@ -108,11 +110,12 @@ def _every(variable: str) -> list[str]:
 
 
 def _refuse_twins(configs: dict[str, Config]) -> None:
-  """Two names of one thing would be compared as two; a pattern of widths is told by the widths."""
+  """Two names of one thing would be compared as two; patterns of widths are told by the widths."""
   found: dict[tuple, str] = {}
   for value, config in configs.items():
-    plain = config.replace(**{'ffn.ratios': ''})
-    other = found.setdefault((config_hash(plain), *widths(config)), value)
+    plain = config.replace(**{'ffn.ratios': '', 'ffn.encoder_ratios': ''})
+    key = (config_hash(plain), *widths(config), *widths(config, encoder=True))
+    other = found.setdefault(key, value)
     if other != value:
       raise UserError(f'--vary={FLAGS.vary}: {other} and {value} are the same; leave one out')
 

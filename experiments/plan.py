@@ -67,11 +67,13 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
   out.print(table)
   if 'aspect' in shown:
     out.print('aspect: d_model / layers')
-  tokens = sum(count.train_tokens(cell.config) for cell in experiment.cells)
+  pairs = experiment.base.model.architecture == 'encoder_decoder'
+  amount = count.train_rows if pairs else count.train_tokens
+  trained = short(sum(amount(cell.config) for cell in experiment.cells))
   flops = sum(count.train_flops(cell.config) for cell in experiment.cells)
   many = len(experiment.cells)
   out.print(
-    f'{many} cell{"s" if many > 1 else ""}, {short(tokens)} training tokens, '
+    f'{many} cell{"s" if many > 1 else ""}, {trained} training {"pairs" if pairs else "tokens"}, '
     f'{short(flops, "FLOP")}, in {workdir}; nothing was run'
   )
 
@@ -81,6 +83,7 @@ _COLUMNS = {  # column of the plan -> the one that must differ between variants 
   'd_model': '',
   'aspect': 'layers',
   'heads': 'heads',
+  'encoder d_ff': 'encoder d_ff',
   'd_ff': '',
   'ratio': 'ratio',
   'parameters': '',
@@ -98,6 +101,7 @@ def _row(experiment: Experiment, config: Config) -> dict[str, str]:
     f'{model.d_model:,}',
     f'{model.d_model / model.num_layers:.3g}',
     f'{model.num_heads} × {model.head_dim}',
+    f'{count.encoder_d_ff(config) or 0:,}',
     f'{config.ffn.d_ff:,}',
     f'{config.ffn.ratio:.3g}',
     f'{count.params(config):,}',

@@ -3,6 +3,8 @@
   python -m experiments.train                                      a small run, under a minute
   python -m experiments.train --preset=bench --train.steps=2000 --workdir=runs/bench
   python -m experiments.train --data.source='text:corpus/**/*.txt' --ffn.activation=swiglu
+  python -m experiments.train --model.architecture=encoder         of masked tokens
+  python -m experiments.train --model.architecture=encoder_decoder  from a source to a target
 
 The same command again continues an interrupted run. Then: experiments.generate.
 """
@@ -16,6 +18,11 @@ from transformer import flags
 from transformer.config import PRESETS, resolve
 
 NAME = 'train'
+QUESTIONS = {
+  'decoder': 'How well does this Transformer model held-out text?',
+  'encoder': 'How well does this Transformer find hidden tokens of held-out text?',
+  'encoder_decoder': 'How well does this Transformer tell held-out targets from their sources?',
+}
 
 lab.define_flags(NAME, **PRESETS['pilot'], **{'train.eval_every': 100})
 
@@ -25,7 +32,7 @@ def main() -> int:
   config = resolve(asked)
   variant = config.ffn.activation
   cell = Cell(f'{variant}-seed{config.seed}', variant, config)
-  question = 'How well does this Transformer model held-out text?'
+  question = QUESTIONS[config.model.architecture]
   return lab.run(Experiment(NAME, question, asked, config, [cell]))
 
 

@@ -152,6 +152,14 @@ def branch_names(config: Config, group: Group) -> list[str]:
   return [*attention, *cross, *(['ffn'] * bool(group.d_ff))]
 
 
+def encoder_d_ff(config: Config) -> int | None:
+  """Mean hidden width of an encoder_decoder's encoder, rounded; None where there is no such one."""
+  if config.model.architecture != 'encoder_decoder':
+    return None
+  found = widths(config, encoder=True)
+  return round(sum(found) / len(found))
+
+
 def ffn_leaves(config: Config, stack: str = 'layers') -> list[str]:
   """Names of the parameters of one feed-forward network of a stack."""
   ffn = config.ffn
@@ -221,9 +229,14 @@ def flops_per_token(config: Config) -> int:
   return 3 * sum(flops_by_part(config).values())
 
 
+def train_rows(config: Config) -> int:
+  """Rows a run trains on: of an encoder_decoder, pairs of a source and a target."""
+  return config.train.steps * config.data.batch_size
+
+
 def train_tokens(config: Config) -> int:
-  """Tokens a run trains on."""
-  return config.train.steps * config.data.batch_size * config.data.seq_len
+  """Tokens a run trains on, padding included."""
+  return train_rows(config) * config.data.seq_len
 
 
 def train_flops(config: Config) -> float:
@@ -244,7 +257,7 @@ def match_d_ff(config: Config, target: int, budget: str) -> Config:
   def at(units: int) -> Config:
     return resolve(config.replace(**{'ffn.d_ff': units * step}))
 
-  found = _nearest(at, target, budget)
+  found = nearest(at, target, budget)
   if found is None:
     raise UserError(
       f'--match={budget}: {config.ffn.activation} at d_model={config.model.d_model} is over the '
@@ -253,7 +266,7 @@ def match_d_ff(config: Config, target: int, budget: str) -> Config:
   return found
 
 
-def _nearest(at: Callable[[int], Config], target: int, budget: str) -> Config | None:
+def nearest(at: Callable[[int], Config], target: int, budget: str) -> Config | None:
   """at(n) of the n from 1 on whose cost is nearest to `target`; None if at(1) is well over it.
 
   Cost must grow with n.
@@ -295,7 +308,7 @@ def match_width(config: Config, target: int, budget: str, head_dim: int = 0) -> 
     slope = (cost(resolve(c.replace(**{'ffn.d_ff': width + step}))) - cost(c)) / step
     return max(off / slope / width, 0.02), uneven, off / slope / width
 
-  near = _nearest(lambda units: at(2 * units), target, budget)
+  near = nearest(lambda units: at(2 * units), target, budget)
   if near is None or cost(at(2)) > target:
     raise UserError(f'--match={budget}: ratio {ratio:g} is over the budget of {target:,}')
   middle, reach = near.model.d_model, 2 * max(config.model.num_heads, 1)
@@ -334,7 +347,7 @@ def match_depth(config: Config, target: int, budget: str) -> Config:
 
   if cost(at(1)) == cost(at(2)):
     raise UserError(f'--match={budget}: more layers cost nothing where all share their parameters')
-  near = _nearest(at, target, budget)
+  near = nearest(at, target, budget)
   if near is None:
     least = 'one layer is' if step == 1 else f'{step} layers are'
     raise UserError(f'--match={budget}: {least} over the budget of {target:,}')

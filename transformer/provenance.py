@@ -16,7 +16,17 @@ from transformer import plugin
 from transformer.config import Config, config_hash
 from transformer.files import replacing
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tokenizers', 'numpy')
+_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'tokenizers',
+  'numpy',
+  'sacrebleu',
+)
 _DECISIVE = ('jax', 'jaxlib', 'flax', 'optax')
 _ONLOOKERS = ('analysis', 'boards.py', 'evaluate.py', 'flags.py', 'interop', 'replay.py')
 _ROOT = Path(__file__).parent
@@ -26,7 +36,7 @@ def code_digest(config: Config) -> str:
   """Sixteen hex digits over what decides the result of a config.
 
   That is the library's source, the versions of JAX's, and the user's files that declare a variant
-  the config uses. Left out is what only looks at results: analysis, decoding, flags.
+  the config uses. Left out is what only looks at results: analysis, evaluation of text, flags.
   """
   files = sorted(plugin.origins(config).values())
   if not files:

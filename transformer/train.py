@@ -16,7 +16,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from transformer import bad, boards, count, data, diagnose, parallel, provenance, runs, state, step
+from transformer import (
+  bad,
+  boards,
+  count,
+  data,
+  diagnose,
+  parallel,
+  provenance,
+  runs,
+  state,
+  step,
+  translate,
+)
 from transformer.begin import begin, check_tokenizer
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, resolve, static_key
@@ -193,7 +205,7 @@ class _Run:
     return self.program.executor.place(begun), int(begun.step)
 
   def _evaluate(self, current: TrainState, now: int) -> dict[str, float]:
-    """Mean loss over all held-out tokens, as a row."""
+    """Mean loss over all held-out tokens, as a row; after the last step also scores of texts."""
     self._beat(now, 'evaluating')
     sums: list[np.ndarray] = []
     batches = self.data.eval_batches()
@@ -202,8 +214,12 @@ class _Run:
       self._beat(now, 'evaluating')
     nats, targets = np.sum(np.asarray(sums, np.float64), axis=0)
     row = {'eval/loss': float(nats / targets)}
-    if self.data.held_out_bytes:
+    if self.data.held_out_bytes and self.config.model.architecture != 'encoder':
       row['eval/bits_per_byte'] = float(nats / math.log(2) / self.data.held_out_bytes)
+    if now == self.config.train.steps and translate.wanted(self.config, self.data):
+      beat = functools.partial(self._beat, now, 'decoding')
+      params = jax.device_get(self.program.executor.fetch(current.eval_params))
+      row |= translate.score(self.config, params, self.data, self.folder, beat)
     if self.config.train.ffn_statistics:
       self.log.write(now, self._ffn_row(current))
     self.log.write(now, row)

@@ -9,7 +9,7 @@ import numpy as np
 from transformer.analysis import formats, stats
 from transformer.analysis.drawing import End, label_ends, reference_lines
 from transformer.analysis.grid import grid, selected
-from transformer.analysis.measures import NATS
+from transformer.analysis.measures import BITS, NATS
 from transformer.analysis.results import Cell, Results, Variant
 from transformer.analysis.theme import Theme, looks
 
@@ -48,8 +48,9 @@ def caption(results: Results) -> str:
 
 
 def _what(results: Results) -> str:
-  if results.measure is NATS:
-    return 'Training loss (line, running median) and held-out loss (dots), nats per token.'
+  if results.measure is not BITS:
+    unit = results.measure.unit
+    return f'Training loss (line, running median) and held-out loss (dots), {unit}.'
   return (
     f'Held-out loss at each evaluation, {results.measure.unit}; the training loss is in nats per '
     'token, which do not compare.'

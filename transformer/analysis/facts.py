@@ -55,7 +55,9 @@ def data(results: Results) -> list[tuple[str, str]]:
     if name in references:
       bits = references.get(f'{name}_bits_per_byte')
       also = f' ({formats.loss(bits)} bits per byte)' if bits is not None else ''
-      shown.append((f'{name} count', f'{formats.loss(references[name])} nats per token{also}'))
+      shown.append(
+        (f'{name} count', f'{formats.loss(references[name])} {results.measure.unit}{also}')
+      )
   return shown
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformer.analysis import formats
-from transformer.analysis.measures import NATS, Measure
+from transformer.analysis.measures import BITS, NATS, Measure
 from transformer.analysis.results import Cell, is_number, plain_setting
 from transformer.errors import UserError
 
@@ -176,7 +176,7 @@ def _versions(cells: Iterable[Cell], key: str, like: Callable[[Cell], Hashable])
 
 def lossy(cells: Iterable[Cell], measure: Measure) -> list[str]:
   """Tokenizers that do not give the held-out text back whole have less to predict in a byte."""
-  if measure is NATS:
+  if measure is not BITS:
     return []
   found = {
     plain_setting(c.config, 'data.tokenizer'): n

@@ -24,11 +24,14 @@ def signed(value: float, places: int = 3) -> str:
   return minus(f'{value:+.{places}f}')
 
 
-def with_interval(sample: Sample, sign: bool = False) -> str:
-  """'3.771 ± 0.006'; only the mean where there is no interval; – where there is nothing."""
+def with_interval(sample: Sample, sign: bool = False, places: int = 0) -> str:
+  """'3.771 ± 0.006'; only the mean where there is no interval; – where there is nothing.
+
+  places: decimals; 0: those of a loss.
+  """
   if not sample.n:
     return NONE
-  places = digits(sample.half)
+  places = places or digits(sample.half)
   mean = signed(sample.mean, places) if sign else loss(sample.mean, places)
   return mean if sample.half is None else f'{mean} ± {sample.half:.{places}f}'
 

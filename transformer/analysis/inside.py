@@ -92,6 +92,7 @@ def caption(results: Results) -> str:
   return (
     'Statistics of the FFN by layer at the last evaluation: mean over seeds, with 95 % t interval '
     f'(range below 3 seeds).{" The variants of the loss curves." if some else ""}'
+    f'{" Layers of the encoder come before those of the decoder." if results.pairs else ""}'
   )
 
 

@@ -6,7 +6,7 @@ import math
 import statistics
 
 from transformer.analysis import formats
-from transformer.analysis.measures import NATS
+from transformer.analysis.measures import BITS, NATS
 from transformer.analysis.results import Cell, Results, Variant
 
 _FALL = 0.02  # nats between the last two quarters of training: below it a loss no longer falls
@@ -35,11 +35,11 @@ def risen(results: Results) -> list[Variant]:
 
 def _floor(results: Results) -> tuple[float, str]:
   """The loss that counting single tokens gives, else that of chance; inf where neither is known."""
-  if results.measure is not NATS:
+  if results.measure is BITS:
     return math.inf, ''
   if (unigram := results.references.get('unigram')) is not None:
-    return unigram, f'a unigram count ({formats.loss(unigram)} nats per token)'
-  return _chance(results), f'chance ({formats.loss(_chance(results))} nats per token)'
+    return unigram, f'a unigram count ({formats.loss(unigram)} {results.measure.unit})'
+  return _chance(results), f'chance ({formats.loss(_chance(results))} {results.measure.unit})'
 
 
 def _chance(results: Results) -> float:
@@ -84,7 +84,7 @@ def _above(results: Results, above: list[Variant], lost: bool) -> list[str]:
   bigram = results.references.get('bigram')
   if bigram is None:
     return []
-  shown = f'a bigram count ({formats.loss(bigram)} nats per token)'
+  shown = f'a bigram count ({formats.loss(bigram)} {results.measure.unit})'
   if not any(v.loss.n for v in results.variants):
     return []
   if not above:

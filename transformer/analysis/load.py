@@ -11,7 +11,7 @@ from transformer import plugin
 from transformer.analysis import folder, formats, grouping, stats
 from transformer.analysis.comparable import Comparison
 from transformer.analysis.folder import Folder
-from transformer.analysis.measures import NATS, Measure
+from transformer.analysis.measures import BITS, NATS, Measure
 from transformer.analysis.results import Cell, Results, Variant, losses, measure
 from transformer.errors import UserError, nearest
 
@@ -39,7 +39,7 @@ def load(
   merged = bool(by) or len(folders) > 1
   mixed, besides = grouping.differing(cells, compared.by, match) if merged else ((), ())
   judged = measure(cells)
-  references = _references(folders, notes) if judged is NATS else {}
+  references = _references(folders, notes) if judged is not BITS else {}
   notes += [*_mixed(mixed), *folder.mixtures(cells), *folder.lossy(cells, judged)]
   told = _told(folders)
   if by:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from transformer.analysis import formats, inside, stats, verdict
+from transformer.analysis import formats, inside, samples, stats, verdict
+from transformer.analysis.measures import MASKED
 from transformer.analysis.results import Results
 
 _MATCHED = {'params': 'parameters', 'flops': 'training FLOPs per token'}
@@ -71,10 +72,7 @@ def _differing(results: Results) -> list[str]:
 
 def numbers(results: Results) -> list[str]:
   """How each number is made."""
-  found = [
-    'Held-out loss: cross-entropy in nats over every held-out token, summed and divided once, '
-    'after the last step. Bits per byte: the same sum in bits over the bytes of that text.',
-  ]
+  found = [_loss(results), *_decoded(results)]
   if len(results.variants) > 1:
     found += [
       '±: half the 95 % Student t interval of the mean over seeds; none below '
@@ -107,8 +105,42 @@ def numbers(results: Results) -> list[str]:
     )
   if results.references:
     tokens = formats.count(results.references.get('tokens'))
+    kind = 'tokens of targets' if results.pairs else 'tokens'
     found.append(
-      f'Unigram and bigram counts: fitted on {tokens} tokens, those that seed 0 trains on first '
+      f'Unigram and bigram counts: fitted on {tokens} {kind}, those that seed 0 trains on first '
       '(add-one; interpolated Kneser-Ney), scored on the same held-out tokens as the models.'
     )
   return found
+
+
+def _loss(results: Results) -> str:
+  """What the held-out loss is the mean of."""
+  if results.measure is MASKED:
+    rates = results.settings('loss.mask_rate')
+    share = f'{100 * rates[0]:g} %' if len(rates) == 1 else 'some'
+    return (
+      f'Held-out loss: cross-entropy in nats over the hidden ones of the held-out tokens, {share} '
+      'of them, which their row decides, so that they are the same for all models; summed and '
+      'divided once, after the last step.'
+    )
+  which, text = ('every held-out token', 'that text')
+  if results.pairs:
+    which, text = 'every token of the held-out targets, their ends included', 'those targets'
+  return (
+    f'Held-out loss: cross-entropy in nats over {which}, summed and divided once, after the last '
+    f'step. Bits per byte: the same sum in bits over the bytes of {text}.'
+  )
+
+
+def _decoded(results: Results) -> list[str]:
+  """How texts were decoded and scored."""
+  told = samples.facts(results)
+  if not told:
+    return []
+  return [
+    f'Exact match, BLEU and chrF: {formats.count(told["decoded"])} of the '
+    f'{formats.count(told["held_out"])} held-out sources, evenly spread and the same for every '
+    'cell, decoded greedily after the last step and held against their references; from 0 to 100, '
+    f'more is better. Signatures of sacrebleu: BLEU {told["bleu"]}, chrF {told["chrf"]}. They take '
+    'no part in the verdict.'
+  ]

@@ -127,11 +127,11 @@ def _longer(results: Results) -> list[Step]:
     return []
   folder = f'{results.workdirs[0]}-{LONGER}x'
   flags = {'train.steps': str(LONGER * steps), 'workdir': folder}
-  tokens = results.tokens(results.cells[0])
-  of = f' ({formats.short(LONGER * tokens)} each)' if tokens else ''
-  why = f'{LONGER} times the tokens{of}, to see whether the order holds as the budget grows.'
+  amount, unit = results.amount(results.cells[0]), results.unit
+  of = f' ({formats.short(LONGER * amount)} each)' if amount else ''
+  why = f'{LONGER} times the {unit}{of}, to see whether the order holds as the budget grows.'
   if len(results.variants) == 1:
-    why = f'{LONGER} times the tokens{of}.'
+    why = f'{LONGER} times the {unit}{of}.'
   cells = [(v.cells[0], LONGER, len(v.cells)) for v in results.variants]
   return [Step(why, with_flags(results.command, flags), _cost(results, cells))]
 

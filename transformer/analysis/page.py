@@ -6,7 +6,7 @@ import base64
 import re
 from html import escape
 
-from transformer.analysis import facts, inside, method, next_step, table, verdict
+from transformer.analysis import facts, inside, method, next_step, samples, table, verdict
 from transformer.analysis.grid import grid
 from transformer.analysis.results import Results, Variant
 from transformer.analysis.style import CSS
@@ -16,6 +16,7 @@ FILES = ('summary.csv', 'table.tex', 'report.md')  # beside the page
 
 
 INSIDE = 'Inside the FFN'
+SAMPLES = 'Samples'
 
 
 def html(results: Results, plots: list[Plot]) -> str:
@@ -27,6 +28,7 @@ def html(results: Results, plots: list[Plot]) -> str:
     _next(results),
     _section('Results', ''.join(map(_figure, first)) + _table(results) + _files()),
     ''.join(_figure(p) for p in plots if p.name != 'inside' and p not in first),
+    _section(SAMPLES, _samples(results)),
     _section(INSIDE, _inside(results, plots)),
     _failed(results),
     _section('Unfinished cells', _list(facts.unfinished(results))),
@@ -93,6 +95,17 @@ def _next(results: Results) -> str:
 def _files() -> str:
   links = ' · '.join(f'<a href="{name}">{name}</a>' for name in FILES)
   return f'<p class="small">Also as {links}</p>\n'
+
+
+def _samples(results: Results) -> str:
+  """Sources with what they should give and what each variant gave."""
+  body = ''
+  for sample in samples.samples(results):
+    told = (('reference', sample.reference), *sample.said)
+    rows = ''.join(f'<dt>{escape(who)}</dt><dd>{escape(text)}</dd>\n' for who, text in told)
+    source = escape(samples.clipped(sample.source))
+    body += f'<div class="sample"><pre>{source}</pre>\n<dl>\n{rows}</dl></div>\n'
+  return f'<p class="small">{samples.CAPTION}</p>\n{body}' if body else ''
 
 
 def _inside(results: Results, plots: list[Plot]) -> str:

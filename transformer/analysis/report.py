@@ -22,6 +22,7 @@ from transformer.analysis import (
   next_step,
   page,
   plots,
+  samples,
   table,
   verdict,
 )
@@ -90,6 +91,8 @@ def markdown(results: Results, pictures: list[plots.Plot]) -> str:
   parts += ['## Results', _markdown_table(results)]
   parts.append('Also as [summary.csv](summary.csv) · [table.tex](table.tex)')
   parts += [_linked(p) for p in pictures if p.name != 'inside']
+  if found := samples.samples(results):
+    parts += [f'## {page.SAMPLES}', samples.CAPTION, *map(_sample, found)]
   if found := [_linked(p) for p in pictures if p.name == 'inside']:
     parts += [f'## {page.INSIDE}', _inside_table(results), *found]
   failed = results.by_state('failed')
@@ -123,6 +126,13 @@ def _fenced(text: str) -> str:
   longest = max((len(run) for run in re.findall('`+', text)), default=0)
   fence = '`' * max(3, longest + 1)
   return f'{fence}\n{text}\n{fence}'
+
+
+def _sample(sample: samples.Sample) -> str:
+  """A source and what was said of it, each in its own fence: any text may stand in them."""
+  told = (('reference', sample.reference), *sample.said)
+  said = '\n'.join(f'{who}: {text}' for who, text in told)
+  return f'{_fenced(samples.clipped(sample.source))}\n\n{_fenced(said)}'
 
 
 def _markdown_table(results: Results) -> str:
@@ -159,6 +169,9 @@ def console(results: Results, console) -> None:
   console.print(_styled(first))
   for sentence in rest:
     console.print(Padding(_styled(sentence), (0, 0, 0, 2), expand=False))
+  for sample in samples.samples(results, 2):
+    console.print()
+    _print_sample(sample, console)
   for step in next_step.suggest(results):
     console.print()
     console.print(Text('Next: ', style='bold') + _styled(f'{step.why} {step.cost}.'))
@@ -168,6 +181,17 @@ def console(results: Results, console) -> None:
     console.print(Text(f'failed: {cell.name}: {facts.failure(cell)[0]}', style='red'))
   console.print()
   console.print(Text(f'Report: {results.out / "report.html"}'), soft_wrap=True)
+
+
+def _print_sample(sample: samples.Sample, console) -> None:
+  """A line for each text, as much of it as there is room for."""
+  from rich.text import Text
+
+  told = (('source', sample.source), ('reference', sample.reference), *sample.said)
+  width = max(len(who) for who, _ in told)
+  for who, text in told:
+    line = Text(f'{who:>{width}}  ', style='dim').append(' '.join(text.split()), style='default')
+    console.print(line, no_wrap=True, overflow='ellipsis')
 
 
 def _fit(results: Results, console) -> list:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.analysis import stats
-from transformer.analysis.measures import BITS, NATS, Measure
+from transformer.analysis.measures import BITS, IN_NATS, NATS, Measure
 from transformer.errors import UserError
 
 # What provenance.json says of a text before any tokenizer has cut it.
@@ -104,12 +104,15 @@ def measure(cells: Sequence[Cell]) -> Measure:
   Raises UserError where a finished cell would have to tell those and cannot.
   """
   if len(_tokenizers(cells)) < 2:
-    return NATS
+    kinds = {architecture(c.config) for c in cells if c.config}
+    return IN_NATS[kinds.pop()] if len(kinds) == 1 else NATS
   for cell in cells:
     if cell.state == 'done' and not is_number(cell.result.get(BITS.key)):
+      masked = architecture(cell.config) == 'encoder'
+      why = 'only some of its tokens are predicted' if masked else 'its data hold no text'
       raise UserError(
-        f'{cell.folder}: tells no bits per byte, as its data hold no text, and nats per token of '
-        'different tokenizers do not compare; leave its experiment out'
+        f'{cell.folder}: tells no bits per byte, as {why}, and nats per token of different '
+        'tokenizers do not compare; leave its experiment out'
       )
   return BITS
 
@@ -216,11 +219,28 @@ class Results:
       found = [self.setting(path)]
     return tuple(sorted(set(found), key=lambda v: (str(type(v)), v)))
 
+  @cached_property
+  def pairs(self) -> bool:
+    """Whether all models go from a source to a target."""
+    return self.settings('model.architecture') == ('encoder_decoder',)
+
+  @property
+  def unit(self) -> str:
+    """What `amount` counts."""
+    return 'pairs' if self.pairs else 'tokens'
+
+  def amount(self, cell: Cell) -> int | None:
+    """Tokens that a cell trains on, or pairs of a source and a target."""
+    return self._rows(cell) if self.pairs else self.tokens(cell)
+
   def tokens(self, cell: Cell) -> int | None:
-    """Tokens that a cell trains on, by its config or the base's."""
-    config = cell.config or self.base
-    paths = ('train.steps', 'data.batch_size', 'data.seq_len')
-    factors = [plain_setting(config, path) for path in paths]
+    """Tokens that a cell trains on, padding included."""
+    return self._rows(cell, 'data.seq_len')
+
+  def _rows(self, cell: Cell, *more: str) -> int | None:
+    """Rows that a cell trains on, by its config or the base's, times `more` settings."""
+    paths = ('train.steps', 'data.batch_size', *more)
+    factors = [plain_setting(cell.config or self.base, path) for path in paths]
     return math.prod(factors) if all(factors) else None
 
   def provenance(self, key: str) -> tuple[str, ...]:
@@ -233,6 +253,11 @@ def plain_setting(config: dict, path: str) -> Any:
   """A setting of a nested config by its flag name, None if absent."""
   section, _, name = path.rpartition('.')
   return (config.get(section) or {}).get(name) if section else config.get(name)
+
+
+def architecture(config: dict) -> str:
+  """Of a nested config; a decoder's where it was written before there were others."""
+  return plain_setting(config, 'model.architecture') or 'decoder'
 
 
 def is_number(value: Any) -> bool:

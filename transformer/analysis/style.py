@@ -45,6 +45,7 @@ figure { margin: 1.5rem 0 2.2rem; } figure img { display: block; width: 100%; he
 figcaption { margin-top: .5rem; max-width: 46rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; font-size: .92rem; }
 dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
+.sample { margin: 1.2rem 0 1.8rem; } .sample dd { white-space: pre-wrap; }
 .small { font-size: .92rem; } .small li { margin: .3rem 0; }
 @media (max-width: 34rem) { main { padding: 1.4rem .9rem 3rem; } h1 { font-size: 1.35rem; }
   .answer { padding: .9rem 1rem; } .answer .found { font-size: 1.05rem; }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformer.analysis import formats, inside
-from transformer.analysis.measures import BITS, NATS, Measure
+from transformer.analysis.measures import BITS, MASKED, NATS, SCORES, Measure
 from transformer.analysis.results import Results, Variant, as_float
 from transformer.analysis.verdict import off_target
 
@@ -33,7 +33,11 @@ def columns(results: Results) -> list[Column]:
 
   found = _keys(results)
   found.append(Column('parameters', lambda v: formats.count(v.asked('params')), 3))
-  found.append(Column('d_ff', lambda v: formats.count(v.asked('d_ff')), 4))
+  sides = any(v.asked('encoder_d_ff') not in (None, v.asked('d_ff')) for v in variants)
+  if sides:
+    found.append(Column('encoder d_ff', lambda v: formats.count(v.asked('encoder_d_ff')), 4))
+  heading = 'decoder d_ff' if sides else 'd_ff'
+  found.append(Column(heading, lambda v: formats.count(v.asked('d_ff')), 4))
   for path in ('model.num_layers', 'model.d_model'):
     key = path.partition('.')[2]
     if differs(key) and path not in results.by:
@@ -48,16 +52,25 @@ def columns(results: Results) -> list[Column]:
   if results.match in ('params', 'flops') and any(off_target(results, v) for v in variants):
     found.append(Column('off target', lambda v: _percent(off_target(results, v)), 3))
   found.append(Column(_loss(results.measure), lambda v: formats.with_interval(v.loss)))
-  if results.measure is NATS:
+  if results.measure not in (BITS, MASKED):
     found.append(Column(BITS.brief, lambda v: formats.with_interval(v.sample(BITS.key)), 2))
   if results.baseline:
     found += _against(results)
-  found.append(Column('tokens/s', lambda v: _mean(v, 'tokens_per_s'), 3))
+  for key in _scores(results):
+    show = lambda v, key=key: formats.with_interval(v.sample(key), places=2)  # noqa: E731
+    found.append(Column(SCORES[key], show, 2))
+  if not results.pairs:  # of which padding counts as tokens, too
+    found.append(Column('tokens/s', lambda v: _mean(v, 'tokens_per_s'), 3))
   found.append(Column('seeds', lambda v: f'{len(v.losses)}/{len(v.seeds)}', 1))
   for key, heading in (('skipped_steps', 'skipped steps'), ('spikes', 'loss spikes')):
     if any(v.total(key) for v in variants):
       found.append(Column(heading, lambda v, key=key: formats.count(v.total(key)), 1))
   return found
+
+
+def _scores(results: Results) -> list[str]:
+  """Which scores of decoded texts there are."""
+  return [key for key in SCORES if any(v.sample(key).n for v in results.variants)]
 
 
 def _loss(measure: Measure) -> str:
@@ -98,7 +111,8 @@ def references(results: Results, columns: list[Column]) -> list[list[str]]:
   for name in ('unigram', 'bigram'):
     if (nats := results.references.get(name)) is not None:
       bits = formats.loss(results.references.get(f'{name}_bits_per_byte'))
-      shown = {columns[0].heading: name, _loss(NATS): formats.loss(nats), BITS.brief: bits}
+      loss = _loss(results.measure)
+      shown = {columns[0].heading: name, loss: formats.loss(nats), BITS.brief: bits}
       rows.append([shown.get(c.heading, '') for c in columns])
   return rows
 
@@ -144,7 +158,8 @@ def _record(results: Results, v: Variant) -> dict:
   nats, bits, d = v.sample(NATS.key), v.sample(BITS.key), v.difference
   speed = v.sample('tokens_per_s')
   record = {'variant': v.name} | dict(zip(results.by, v.values, strict=True))
-  record |= {key: v.asked(key) for key in _SHAPE}
+  shape = (*_SHAPE, 'encoder_d_ff') if results.pairs else _SHAPE
+  record |= {key: v.asked(key) for key in shape}
   record |= {
     'seeds_done': len(v.losses),
     'seeds_asked': len(v.seeds),
@@ -169,5 +184,8 @@ def _record(results: Results, v: Variant) -> dict:
     'skipped_steps': v.total('skipped_steps'),
     'loss_spikes': v.total('spikes'),
   }
+  for key in _scores(results):
+    score, name = v.sample(key), key.partition('/')[2]
+    record |= {f'{name}_mean': score.mean if score.n else None, f'{name}_half_width_95': score.half}
   record |= {f'ffn/{name}': inside.mean(v, name) for name in inside.statistics(results)}
   return {key: '' if value is None else value for key, value in record.items()}

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformer.analysis import comparable, formats, grid, learned, stats
-from transformer.analysis.measures import BITS, NATS
+from transformer.analysis.measures import BITS
 from transformer.analysis.results import Cell, Results, Variant
 
 TOLERANCE = 0.005  # of a matched budget
@@ -52,7 +52,8 @@ def sentences(results: Results) -> list[str]:
 def conditions(results: Results) -> str:
   """'d_model 96, 2 layers, … fixed learning rate 0.008': shape, budget, seeds and tuning."""
   parts = [_d_model(results)]
-  parts += _settings(results, (('model.num_layers', '{} layers'), ('data.seq_len', 'context {}')))
+  wanted = (*_layers(results), *_OF_PAIRS) if results.pairs else _OF_TEXT
+  parts += _settings(results, wanted)
   parts += [
     learned.origin(results),
     _tokens(results),
@@ -61,6 +62,23 @@ def conditions(results: Results) -> str:
     _rate(results),
   ]
   return ', '.join(p for p in parts if p)
+
+
+_OF_TEXT = (('model.num_layers', '{} layers'), ('data.seq_len', 'context {}'))
+_OF_PAIRS = (
+  ('data.source_len', 'sources up to {}'),
+  ('data.seq_len', 'targets up to {} tokens'),
+)
+
+
+def _layers(results: Results) -> tuple[tuple[str, str], ...]:
+  """Settings and templates for the depth of both sides."""
+  if not any(results.settings('model.num_encoder_layers')):  # as many as the decoder's
+    return (('model.num_layers', '{0} encoder and {0} decoder layers'),)
+  return (
+    ('model.num_encoder_layers', '{} encoder layers'),
+    ('model.num_layers', '{} decoder layers'),
+  )
 
 
 def _d_model(results: Results) -> str:
@@ -85,13 +103,13 @@ def _settings(results: Results, wanted: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _tokens(results: Results) -> str:
-  tokens = sorted({results.tokens(c) for c in results.cells} - {None})
-  if not tokens:
+  amounts = sorted({results.amount(c) for c in results.cells} - {None})
+  if not amounts:
     return ''
   sources = [] if 'data.source' in results.by else results.settings('data.source')
   what = f' of {formats.listing(list(sources))}' if sources else ''
-  what += ' text' if what == ' of stdlib' else ''
-  return f'{_span([formats.short(n) for n in tokens])} tokens{what}'
+  what += ' text' if what == ' of stdlib' and not results.pairs else ''
+  return f'{_span([formats.short(n) for n in amounts])} {results.unit}{what}'
 
 
 def _budget(results: Results) -> str:
@@ -126,20 +144,22 @@ def unmatched(results: Results) -> str:
 
 def _measure(results: Results) -> list[str]:
   """Why not nats per token, and what equal tokens of unlike tokenizers hide."""
-  if results.measure is NATS:
+  if results.measure is not BITS:
     return []
   told = 'Judged in bits per byte: nats per token of different tokenizers do not compare'
   sizes = sorted({size for c in results.cells if (size := _bytes(results, c))})
   if not sizes:
     return [f'{told}.']
-  return [f'{told}. Each trains on {_span([formats.short(s, "B") for s in sizes])} of text.']
+  what = 'targets' if results.pairs else 'text'
+  return [f'{told}. Each trains on {_span([formats.short(s, "B") for s in sizes])} of {what}.']
 
 
 def _bytes(results: Results, cell: Cell) -> float | None:
   """Of text that a cell trains on, each time it comes by."""
   data = cell.provenance.get('data') or {}
-  size, many, tokens = data.get('train_bytes'), data.get('train_tokens'), results.tokens(cell)
-  return tokens * size / many if tokens and size and many else None
+  size, many = data.get('train_bytes'), data.get(f'train_{results.unit}')
+  amount = results.amount(cell)
+  return amount * size / many if amount and size and many else None
 
 
 def seeds_text(results: Results) -> str:
@@ -167,7 +187,7 @@ def _single(results: Results) -> list[str]:
   variant = results.variants[0]
   bits = variant.sample(BITS.key)
   also = f' ({formats.with_interval(bits)} bits per byte)' if bits.n else ''
-  also = also if results.measure is NATS else ''
+  also = also if results.measure is not BITS else ''
   loss = formats.with_interval(variant.loss)
   return [f'the held-out loss is {loss} {results.measure.unit}{also}.']
 

@@ -130,7 +130,7 @@ _OF_FFN = ('activation', 'multiple_of', 'hidden_layers', 'bias', 'dropout', 'dow
 _OF_ENCODER = ('model.token_types', 'data.mask_token', 'loss.mask_rate')
 _OF_BOTH = (
   *('model.num_encoder_layers', 'model.shared_source', 'data.source_len'),
-  *('ffn.encoder_ratios', 'ffn.encoder_activation'),
+  *('ffn.encoder_ratios', 'ffn.encoder_activation', 'train.decoded'),
 )
 
 

@@ -225,6 +225,12 @@ class TrainConfig:
     kind='free',
     low=0,
   )
+  decoded: int = setting(
+    256,
+    'encoder_decoder: held-out sources decoded after the last step, for exact match, BLEU and chrF',
+    kind='free',
+    low=0,
+  )
   init_from: str = setting(
     '', 'begin from the weights of this run: its folder, or folder@step', kind='traced'
   )
