@@ -73,6 +73,29 @@ def tokens(config: Config, seed: int = 0, padding: bool = False) -> np.ndarray:
   return batch
 
 
+def rows(config: Config, seed: int = 0, padding: bool = False) -> np.ndarray:
+  """What a batch of the architecture is made of: `tokens`, of an encoder_decoder pairs.
+
+  Pairs are (B, S+T+1): a source and a target that 0 opens and closes, both of all lengths, filled
+  up with −1. padding: as of `tokens`.
+  """
+  if config.model.architecture != 'encoder_decoder':
+    return tokens(config, seed, padding)
+  rng, source_len = np.random.default_rng(seed), config.data.source_len
+  shape = config.data.batch_size, source_len + config.data.seq_len + 1
+  pairs = rng.integers(1, config.model.vocab_size, shape).astype(np.int32)
+  source, target = pairs[:, :source_len], pairs[:, source_len:]
+  for side, least in ((source, 1), (target, 2)):
+    ends = rng.integers(least, side.shape[1] + 1, len(side))
+    side[np.arange(side.shape[1]) >= ends[:, None]] = -1
+    if side is target:
+      target[np.arange(len(target)), ends - 1] = target[:, 0] = 0
+  if padding:
+    target[1, 2:] = -1
+    pairs[-(len(pairs) // 4) :] = -1
+  return pairs
+
+
 def weights(config: Config) -> dict:
   """A nested tree of parameters near those a run begins at, with nothing at 0 or 1.
 

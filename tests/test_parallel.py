@@ -59,10 +59,30 @@ CELLS = {  # other models, on fewer layouts
     'ffn.hidden_layers': 2,
     'ffn.dropout': 0.2,
   },
+  'encoder': {
+    'model.architecture': 'encoder',
+    'model.positions': 'learned',
+    'model.norm': 'layernorm',
+    'model.embedding_norm': True,
+    'model.head': 'transform',
+    'ffn.activation': 'gelu',
+    'loss.mask_rate': 0.4,
+  },
+  'source': {
+    'model.architecture': 'encoder_decoder',
+    'model.num_encoder_layers': 1,
+    'model.positions': 'relative(buckets=5, max_distance=6)',
+    'model.v_head_dim': 4,
+    'model.shared_source': False,
+    'ffn.encoder_activation': 'relu',
+    'data.source_len': 6,
+  },
 }
 TENSOR = 'data:2,fsdp:2,tensor:2'
 RUNS = [(layout, 'swiglu') for layout in ('pmap', 'data:8', TENSOR, 'fsdp:8')]
 RUNS += [(TENSOR, 'many'), (TENSOR, 'shared'), ('pmap', 'shared')]
+RUNS += [('pmap', 'encoder'), (TENSOR, 'encoder'), (TENSOR, 'source')]
+RUNS += [pytest.param('pmap', 'source', marks=pytest.mark.exhaustive)]
 TOLERANCE = 2e-5  # of parameters of size 1, float32: only the order of sums differs
 STEPS = 4
 
@@ -72,7 +92,7 @@ def config_of(layout: str, cell: str = 'swiglu') -> Config:
 
 
 def batches(config: Config) -> list[np.ndarray]:
-  return [battery.tokens(config, seed, padding=True) for seed in range(STEPS)]
+  return [battery.rows(config, seed, padding=True) for seed in range(STEPS)]
 
 
 class Run:
@@ -140,6 +160,19 @@ SHARDS = {  # of arrays (32, 16), (2, 16, 2, 8), … by the letters: D over fsdp
     'ffn/up_prelu_slope': (12,),
     'ffn/middle_up_prelu_slope': (12,),
     'ffn/down': (12, 8),
+  },
+  (TENSOR, 'encoder'): {
+    'positions/table': (8, 8),
+    'head/transform': (8, 16),
+    'embed/table': (16, 8),
+  },
+  (TENSOR, 'source'): {
+    'source_embed/table': (16, 8),
+    'source_positions/bias': (5, 1),
+    'encoder_layers/ffn/up': (1, 8, 12),
+    'layers/cross_attention/query': (2, 8, 1, 8),
+    'layers/cross_attention/value': (2, 8, 1, 4),
+    'layers/cross_attention/out': (2, 1, 4, 8),
   },
 }
 
