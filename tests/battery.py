@@ -83,6 +83,8 @@ def weights(config: Config) -> dict:
     rule, letters = axes.param(path), axes.letters(path)
     fan_in = prod(n for c, n in zip(letters, shape, strict=True) if c in rule.fan_in)
     begin, size = (0.0, fan_in**-0.5) if rule.init == 'normal' else (rule.init, 0.2)
+    if rule.residual and config.model.norm == 'none':  # else gated branches run away
+      size /= count.branches(config, count.stacks(config)[-1]) ** 0.5
     *owners, leaf = path.split('/')
     node = functools.reduce(lambda node, name: node.setdefault(name, {}), owners, tree)
     node[leaf] = np.float32(begin + size * rng.normal(size=shape))
@@ -121,7 +123,7 @@ def poke(tree: Any, path: str, amount: float = 0.5) -> Any:
 
 def stir(tree: Any, path: str) -> Any:
   """A copy in which noise is added to one leaf: no unit of a relu that is dead hides it."""
-  return _changed(tree, path, lambda leaf: jiggle(leaf, scale=0.5))
+  return _changed(tree, path, lambda leaf: jiggle(leaf, scale=0.5, seed=1))  # 0 drew `weights`
 
 
 def _changed(tree: Any, path: str, change: Callable[[np.ndarray], np.ndarray]) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy import special
 
-from tests.reference_ffn import Note, ffn, silent
+from tests.reference_ffn import Note, activation, ffn, silent
 from transformer import spec
 from transformer.config import Config
 
@@ -51,15 +52,24 @@ def bucket(distance: int, buckets: int, max_distance: int) -> int:
   return min(exact + int(share * (buckets - exact)), buckets - 1)
 
 
-def score_bias(config: Config, weights: dict) -> Callable[[int, int], float]:
-  """(head, distance back) -> what is added to a score."""
+def score_bias(
+  config: Config, weights: dict, causal: bool = True, side: str = ''
+) -> Callable[[int, int], float]:
+  """(head, distance back) -> what is added to a score; keys ahead are at distances below 0."""
   kind, heads = spec.parse('model.positions', config.model.positions), config.model.num_heads
   if kind.variant == 'alibi':
-    return lambda n, distance: -(2.0 ** (-8 * (n + 1) / heads)) * distance
-  if kind.variant == 'relative':
-    table_UN = weights['positions']['bias']
+    return lambda n, distance: -(2.0 ** (-8 * (n + 1) / heads)) * abs(distance)
+  if kind.variant != 'relative':
+    return lambda n, distance: 0.0
+  table_UN = weights[f'{side}positions']['bias']
+  if causal:
     return lambda n, distance: table_UN[bucket(distance, kind.buckets, kind.max_distance), n]
-  return lambda n, distance: 0.0
+  half = kind.buckets // 2  # for keys behind and at the query; the others for keys ahead
+
+  def both_ways(n: int, distance: int) -> float:
+    return table_UN[bucket(abs(distance), half, kind.max_distance) + half * (distance < 0), n]
+
+  return both_ways
 
 
 def cap(x: np.ndarray, largest: float) -> np.ndarray:
@@ -67,35 +77,69 @@ def cap(x: np.ndarray, largest: float) -> np.ndarray:
   return largest * np.tanh(x / largest) if largest else x
 
 
+def visible(segments_T: np.ndarray, causal: bool = True, window: int = 0) -> np.ndarray:
+  """mask_TS: which tokens each looks at, of its own document.
+
+  causal: itself and those before; window: of these the nearest so many each way, itself included.
+  """
+  length = len(segments_T)
+  mask_TS = np.zeros((length, length), bool)
+  for t in range(length):
+    for s in range(t + 1 if causal else length):
+      near = abs(t - s) < window or not window
+      mask_TS[t, s] = near and segments_T[t] == segments_T[s]
+  return mask_TS
+
+
 def attention(
   query_TNH: np.ndarray,
-  key_TKH: np.ndarray,
-  value_TKH: np.ndarray,
-  segments_T: np.ndarray,
+  key_SKH: np.ndarray,
+  value_SKW: np.ndarray,
+  mask_TS: np.ndarray,
   bias: Callable[[int, int], float] = lambda n, distance: 0.0,
   largest: float = 0.0,
   note: Note = silent,
 ) -> np.ndarray:
-  """Each query looks at itself and at earlier tokens of its own document.
+  """Each query looks where its mask says.
 
   Queries n of one group of N/K neighbours look at the same key and value head. largest: of scores.
   """
-  length, heads, width = query_TNH.shape
-  group = heads // key_TKH.shape[1]
-  out_TNH, scores_NTS = np.zeros_like(query_TNH), np.zeros((heads, length, length))
+  (length, heads, width), keys = query_TNH.shape, len(key_SKH)
+  group = heads // key_SKH.shape[1]
+  out_TNW = np.zeros((length, heads, value_SKW.shape[-1]))
+  scores_NTS, weights_NTS = np.zeros((2, heads, length, keys))
   for n in range(heads):
-    key_SH, value_SH = key_TKH[:, n // group], value_TKH[:, n // group]
+    key_SH, value_SW = key_SKH[:, n // group], value_SKW[:, n // group]
     for t in range(length):
-      seen = [s for s in range(t + 1) if segments_T[s] == segments_T[t]]
+      seen = np.flatnonzero(mask_TS[t])
       products = np.array([query_TNH[t, n] @ key_SH[s] for s in seen]) / np.sqrt(width)
       scores = cap(products, largest) + [bias(n, t - s) for s in seen]
       scores_NTS[n, t, seen] = scores
       weights = np.exp(scores - scores.max())
-      weights /= weights.sum()
-      for s, weight in zip(seen, weights, strict=True):
-        out_TNH[t, n] += weight * value_SH[s]
+      weights_NTS[n, t, seen] = weights / weights.sum()
+      for s in seen:
+        out_TNW[t, n] += weights_NTS[n, t, s] * value_SW[s]
   note('scores', scores_NTS)
-  return out_TNH
+  note('weights', weights_NTS)
+  return out_TNW
+
+
+def project(weights: dict, name: str, x_TD: np.ndarray, note: Note = silent) -> np.ndarray:
+  """Queries, keys or values of all heads, (T, heads, width), with bias and norm where they are."""
+  x_TNH = np.einsum('td,dnh->tnh', x_TD, weights[name]) + weights.get(f'{name}_bias', 0.0)
+  note(name, x_TNH)
+  if f'{name}_norm' not in weights:
+    return x_TNH
+  heads = x_TNH.reshape(-1, x_TNH.shape[-1])
+  return norm(weights[f'{name}_norm'], 'rmsnorm', heads).reshape(x_TNH.shape)
+
+
+def combine(weights: dict, mixed_TNW: np.ndarray, note: Note = silent) -> np.ndarray:
+  """What the heads found, as one vector a position."""
+  note('mixed', mixed_TNW)
+  y_TD = np.einsum('tnw,nwd->td', mixed_TNW, weights['out']) + weights.get('out_bias', 0.0)
+  note('out', y_TD)
+  return y_TD
 
 
 def self_attention(
@@ -103,29 +147,19 @@ def self_attention(
   x_TD: np.ndarray,
   segments_T: np.ndarray,
   base: float | None = None,
+  causal: bool = True,
+  window: int = 0,
   note: Note = silent,
   **how: Any,
 ) -> np.ndarray:
   """Projections, norms of heads, rotation by position (base None: none), attention, `out`."""
-
-  def project(name: str) -> np.ndarray:
-    x_TNH = np.einsum('td,dnh->tnh', x_TD, weights[name]) + weights.get(f'{name}_bias', 0.0)
-    note(name, x_TNH)
-    if f'{name}_norm' not in weights:
-      return x_TNH
-    heads = x_TNH.reshape(-1, x_TNH.shape[-1])
-    return norm(weights[f'{name}_norm'], 'rmsnorm', heads).reshape(x_TNH.shape)
-
-  query, key, value = project('query'), project('key'), project('value')
+  query, key, value = (project(weights, name, x_TD, note) for name in ('query', 'key', 'value'))
   if base:
     for t, position in enumerate(positions(segments_T)):
       for x_TNH in (query, key):
         x_TNH[t] = [rotate(x_H, position, base) for x_H in x_TNH[t]]
-  mixed = attention(query, key, value, segments_T, note=note, **how)
-  note('mixed', mixed)
-  y_TD = np.einsum('tnh,nhd->td', mixed, weights['out']) + weights.get('out_bias', 0.0)
-  note('out', y_TD)
-  return y_TD
+  mask_TS = visible(segments_T, causal, window)
+  return combine(weights, attention(query, key, value, mask_TS, note=note, **how), note)
 
 
 def norm(weights: dict, kind: str, x_TD: np.ndarray) -> np.ndarray:
@@ -144,7 +178,7 @@ def norm(weights: dict, kind: str, x_TD: np.ndarray) -> np.ndarray:
 
 
 def block(config: Config, layer: dict, branches: dict[str, Callable], x_TD: np.ndarray, note: Note):
-  """One layer. branches: 'attention' and 'ffn', as far as it has them, as functions of x_TD."""
+  """One layer. branches: 'attention', …, 'ffn', as far as it has them, as functions of x_TD."""
   m = config.model
 
   def normed(name: str, x_TD: np.ndarray) -> np.ndarray:
@@ -167,39 +201,101 @@ def block(config: Config, layer: dict, branches: dict[str, Callable], x_TD: np.n
   return x_TD
 
 
-def decoder(
-  config: Config, weights: dict, tokens_T: np.ndarray, segments_T: np.ndarray, note: Note = silent
+def embed(
+  config: Config,
+  weights: dict,
+  tokens_T: np.ndarray,
+  segments_T: np.ndarray,
+  types_T: np.ndarray | None = None,
+  side: str = '',
+  note: Note = silent,
 ) -> np.ndarray:
-  """logits_TV of one row. `weights` is the model's own tree of parameters."""
-  m, f = config.model, config.ffn
-  weights = _float64(weights)
-  table_VD, kind = weights['embed']['table'], spec.parse('model.positions', m.positions)
+  """What enters the first layer. side: 'source_' in the encoder of an encoder_decoder."""
+  m, kind = config.model, spec.parse('model.positions', config.model.positions)
   scale = np.sqrt(m.d_model) if m.embedding_scale == 'sqrt_d_model' else 1.0
+  table_VD = weights.get(f'{side}embed', weights['embed'])['table']
   x_TD = table_VD[tokens_T] * scale
   for t, position in enumerate(positions(segments_T)):
     if kind.variant == 'sinusoidal':
       x_TD[t] += sinusoid(position, m.d_model)
     elif kind.variant == 'learned':
-      x_TD[t] += weights['positions']['table'][position] * scale
-  note('embedding', x_TD)
-  base = kind.base if kind.variant == 'rotary' else None
-  how = dict(base=base, bias=score_bias(config, weights), largest=m.attention_cap)
-  for i, layer in enumerate(_layers(weights, m.num_layers)):
-    network, inside = layer.get('ffn', weights.get('ffn')), functools.partial(_note_in, note, i)
-    branches = {}
+      x_TD[t] += weights[f'{side}positions']['table'][position] * scale
+  if m.token_types:
+    types_T = np.zeros_like(tokens_T) if types_T is None else types_T
+    x_TD += weights['types']['table'][types_T] * scale
+  if m.embedding_norm:
+    x_TD = norm(weights[f'{side}embed_norm'], m.norm, x_TD)
+  note(f'{side}embedding', x_TD)
+  return x_TD
+
+
+def stack(
+  config: Config,
+  weights: dict,
+  name: str,
+  x_TD: np.ndarray,
+  segments_T: np.ndarray,
+  causal: bool = True,
+  more: Callable[[dict, Note], dict[str, Callable]] = lambda layer, note: {},
+  note: Note = silent,
+) -> np.ndarray:
+  """The stream after the layers called `name`, and their last norm.
+
+  more: the branches of a layer between attention and FFN.
+  """
+  m, f = config.model, config.ffn
+  encoder = name == 'encoder_layers'
+  kind, before = spec.parse('model.positions', m.positions), 0
+  function, depth = f.activation, m.num_layers
+  if encoder:
+    function, depth = f.encoder_activation or function, m.num_encoder_layers or depth
+  elif m.architecture == 'encoder_decoder':  # whose layers are numbered from the encoder's first on
+    before = m.num_encoder_layers or depth
+  how = dict(
+    segments_T=segments_T,
+    base=kind.base if kind.variant == 'rotary' else None,
+    bias=score_bias(config, weights, causal, 'source_' if encoder else ''),
+    largest=m.attention_cap,
+    causal=causal,
+    window=m.attention_window,
+  )
+  for i, layer in enumerate(_layers(weights, name, depth)):
+    network = layer.get('ffn', weights.get('ffn'))
+    inside, branches = functools.partial(_note_in, note, before + i), {}
     if 'attention' in layer:
-      own = dict(segments_T=segments_T, note=inside, **how)
-      branches['attention'] = functools.partial(self_attention, layer['attention'], **own)
+      own = functools.partial(self_attention, layer['attention'], note=inside, **how)
+      branches['attention'] = own
+    branches |= more(layer, inside)
     if network:
-      branches['ffn'] = functools.partial(ffn, network, f.activation, note=inside)
+      branches['ffn'] = functools.partial(ffn, network, function, note=inside)
     x_TD = block(config, layer, branches, x_TD, inside)
   if m.norm_placement != 'post':
-    x_TD = norm(weights.get('final_norm', {}), m.norm, x_TD)
-    note('final_normed', x_TD)
-  unembed = weights.get('unembed', {})
-  logits_TV = cap(x_TD @ unembed.get('table', table_VD).T + unembed.get('bias', 0.0), m.logit_cap)
+    last = 'encoder' if encoder else 'final'
+    x_TD = norm(weights.get(f'{last}_norm', {}), m.norm, x_TD)
+    note(f'{last}_normed', x_TD)
+  return x_TD
+
+
+def head(config: Config, weights: dict, x_TD: np.ndarray, note: Note = silent) -> np.ndarray:
+  """logits_TV."""
+  m, unembed, own = config.model, weights.get('unembed', {}), weights.get('head')
+  if own:
+    x_TD = activation(config.ffn.activation, [x_TD @ own['transform'] + own['transform_bias']])
+    x_TD = norm(weights.get('head_norm', {}), m.norm, x_TD)
+  table_VD = unembed.get('table', weights['embed']['table'])
+  logits_TV = cap(x_TD @ table_VD.T + unembed.get('bias', 0.0), m.logit_cap)
   note('logits', logits_TV)
   return logits_TV
+
+
+def decoder(
+  config: Config, weights: dict, tokens_T: np.ndarray, segments_T: np.ndarray, note: Note = silent
+) -> np.ndarray:
+  """logits_TV of one row. `weights` is the model's own tree of parameters."""
+  weights = float64(weights)
+  x_TD = embed(config, weights, tokens_T, segments_T, note=note)
+  x_TD = stack(config, weights, 'layers', x_TD, segments_T, note=note)
+  return head(config, weights, x_TD, note)
 
 
 def cross_entropy(logits_TV: np.ndarray, targets_T: np.ndarray) -> tuple[float, int]:
@@ -225,94 +321,26 @@ def objective(logits_TV, targets_T, label_smoothing: float, z_loss: float) -> fl
   return total
 
 
-def clip(grads: dict, largest: float) -> dict:
-  """Gradients by path, scaled down together to a global norm of at most `largest`."""
-  norm = np.sqrt(sum(np.sum(g**2) for g in grads.values()))
-  return {path: g * min(1.0, largest / norm) for path, g in grads.items()}
-
-
-def adam(grad, moments, step, b1, b2, eps):
-  """The direction of an Adam step (Kingma & Ba 2015, algorithm 1); step counts from 1.
-
-  moments: (first, second). Returns (direction, moments).
-  """
-  first = b1 * moments[0] + (1 - b1) * grad
-  second = b2 * moments[1] + (1 - b2) * grad**2
-  return (first / (1 - b1**step)) / (np.sqrt(second / (1 - b2**step)) + eps), (first, second)
-
-
-def adamw(value, grad, moments, step, rate, b1, b2, eps, decay):
-  """One AdamW step (Loshchilov & Hutter 2019, algorithm 2) of one array; step counts from 1.
-
-  Returns (value, moments).
-  """
-  direction, moments = adam(grad, moments, step, b1, b2, eps)
-  return value - rate * (direction + decay * value), moments
-
-
-def sgd(grad, total, momentum, nesterov):
-  """Sutskever et al. 2013, §2; Nesterov's as Bengio et al. 2013 rewrote it."""
-  total = grad + momentum * total
-  return (grad + momentum * total if nesterov else total), total
-
-
-def lion(grad, momentum, b1, b2):
-  """Chen et al. 2023, program 1."""
-  return np.sign(b1 * momentum + (1 - b1) * grad), b2 * momentum + (1 - b2) * grad
-
-
-def adafactor(value, grad, moments, step, power, clip, relative, factored):
-  """Shazeer & Stern 2018, algorithm 4, and 5 if `relative`, of one matrix or vector.
-
-  moments: (sums of rows, sums of columns), or (second moment,) where not factored.
-  """
-  b2, square = 1 - step**-power, grad**2 + 1e-30
-  now = (square.sum(1), square.sum(0)) if factored else (square,)
-  moments = tuple(b2 * old + (1 - b2) * new for old, new in zip(moments, now, strict=True))
-  second = np.outer(*moments) / moments[0].sum() if factored else moments[0]
-  update = grad / np.sqrt(second)
-  update /= max(1.0, np.sqrt(np.mean(update**2)) / clip)
-  return (update * max(1e-3, np.sqrt(np.mean(value**2))) if relative else update), moments
-
-
-def muon(grad, mean, step, beta, nesterov, iterations):
-  """Jordan et al. 2024 with optax's corrections of bias, for one matrix (fan_in, fan_out).
-
-  Scaled as in Liu et al. 2025, eq. 4.
-  """
-  mean = beta * mean + (1 - beta) * grad
-  x = mean / (1 - beta**step)
-  if nesterov:
-    ahead = mean / (1 - beta ** (step + 1))
-    x = beta * ahead + (1 - beta) * grad / (1 - beta**step)
-  x = x / (np.linalg.norm(x) + 1e-8)
-  x = x.T if (tall := x.shape[0] > x.shape[1]) else x
-  for _ in range(iterations):
-    a = x @ x.T
-    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-  x = x.T if tall else x
-  return 0.2 * np.sqrt(max(x.shape)) * x, mean
-
-
 def _note_in(note: Note, layer: int, name: str, x: np.ndarray) -> None:
   note(f'{layer}/{name}', x)
 
 
-def _float64(tree: dict) -> dict:
+def float64(tree: dict) -> dict:
+  """A tree of arrays in double precision."""
   return {
-    name: _float64(x) if isinstance(x, dict) else np.asarray(x, np.float64)
+    name: float64(x) if isinstance(x, dict) else np.asarray(x, np.float64)
     for name, x in tree.items()
   }
 
 
-def _layers(weights: dict, number: int) -> list[dict]:
+def _layers(weights: dict, stack: str, number: int) -> list[dict]:
   """The layers' own parameters in order, out of 'layers', or of 'layers_0', 'layers_3', …"""
-  names = [name for name in weights if name.startswith('layers')]
+  names = [name for name in weights if re.fullmatch(rf'{stack}(_\d+)?', name)]
   if not names:
     return [{}] * number  # one FFN for all, and nothing else
   return [
     _layer(weights[name], i)
-    for name in sorted(names, key=lambda name: int(name.partition('_')[2] or 0))
+    for name in sorted(names, key=lambda name: int(name.removeprefix(stack)[1:] or 0))
     for i in range(len(_first(weights[name])))
   ]
 

@@ -33,7 +33,8 @@ VARIANTS = {  # how attention is called: ours, the oracle
 
 
 def oracle(query, key, value, segments=SEGMENTS, **how) -> np.ndarray:
-  rows = zip(*map(np.float64, (query, key, value)), segments, strict=True)
+  masks = [reference.visible(row) for row in segments]
+  rows = zip(*map(np.float64, (query, key, value)), masks, strict=True)
   return np.stack([reference.attention(*row, **how) for row in rows])
 
 

@@ -23,6 +23,22 @@ ODD = {  # between them they have every kind of parameter
   },
   'pattern': {'ffn.ratios': '1,2', 'model.num_kv_heads': 1, 'model.positions': 'relative'},
   'shared': {'ffn.shared': True, 'ffn.activation': 'prelu', 'model.norm_placement': 'sandwich'},
+  'encoder': {
+    'model.architecture': 'encoder',
+    'model.norm': 'layernorm',
+    'model.embedding_norm': True,
+    'model.token_types': 2,
+    'model.head': 'transform',
+  },
+  'encoder_decoder': {
+    'model.architecture': 'encoder_decoder',
+    'model.positions': 'learned',
+    'model.bias': True,
+    'model.qk_norm': True,
+    'model.shared_source': False,
+    'model.v_head_dim': 4,
+    'ffn.encoder_ratios': '1,2',
+  },
 }
 
 
@@ -34,7 +50,8 @@ def test_exactly_one_rule_for_every_parameter(name):
   for path, shape in count.shapes(config).items():
     rule = axes.param(path)  # raises unless one matches
     assert len(axes.letters(path)) == len(shape)
-    assert axes.letters(path).startswith('L') == path.startswith('layers')
+    of_layers = path.startswith(('layers', 'encoder_layers'))
+    assert axes.letters(path).startswith('L') == axes.stacked(path) == of_layers
     assert set(axes.letters(path)) <= set(axes.LETTERS)
     assert set(rule.fan_in) < set(rule.letters)
     assert rule.decay == (rule.init == 'normal')  # matrices decay; biases and scales do not

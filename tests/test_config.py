@@ -26,10 +26,14 @@ from transformer.errors import UserError
 from transformer.spec import declare
 
 CHANGED = {  # a value of every setting that is not the one of BASE
+  'model.architecture': 'encoder',
   'model.d_model': 512,
   'model.num_layers': 3,
+  'model.num_encoder_layers': 9,
   'model.num_heads': 8,
   'model.head_dim': 32,
+  'model.v_head_dim': 16,
+  'model.attention_window': 64,
   'model.vocab_size': 9000,
   'model.positions': 'learned',
   'model.num_kv_heads': 2,
@@ -42,6 +46,10 @@ CHANGED = {  # a value of every setting that is not the one of BASE
   'model.logits_bias': True,
   'model.tied': False,
   'model.embedding_scale': 'one',
+  'model.embedding_norm': True,
+  'model.token_types': 2,
+  'model.head': 'transform',
+  'model.shared_source': False,
   'model.out_init': 0.0,
   'model.logit_cap': 30.0,
   'model.attention_cap': 50.0,
@@ -52,7 +60,9 @@ CHANGED = {  # a value of every setting that is not the one of BASE
   'ffn.ratio': 2.0,
   'ffn.d_ff': 640,
   'ffn.ratios': '2,4,8',
-  'ffn.activation': 'swiglu',
+  'ffn.activation': 'relu',
+  'ffn.encoder_ratios': '1,2,3',
+  'ffn.encoder_activation': 'swiglu',
   'ffn.multiple_of': 100,
   'ffn.hidden_layers': 2,
   'ffn.shared': True,
@@ -63,10 +73,13 @@ CHANGED = {  # a value of every setting that is not the one of BASE
   'data.tokenizer': 'byte',
   'data.batch_size': 32,
   'data.seq_len': 64,
+  'data.source_len': 32,
+  'data.mask_token': 5,
   'data.held_out': 0.2,
   'data.text_field': 'body',
   'data.group_field': 'author',
   'data.cache': '/somewhere',
+  'loss.mask_rate': 0.3,
   'loss.label_smoothing': 0.1,
   'loss.z_loss': 1e-3,
   'optim.name': 'adamw(b1=0.8)',
@@ -114,6 +127,21 @@ BASE = Config().replace(
 )
 
 
+OF_SOURCE = (
+  *('model.num_encoder_layers', 'model.shared_source', 'data.source_len'),
+  *('ffn.encoder_ratios', 'ffn.encoder_activation'),
+)
+OF_MASKS = ('model.token_types', 'data.mask_token', 'loss.mask_rate')
+SOURCES = {'model.architecture': 'encoder_decoder', 'data.source': 'stdlib'}
+
+
+def where(path: str) -> dict:
+  """What makes a setting act, if it does not in a decoder."""
+  if path in OF_MASKS:
+    return {'model.architecture': 'encoder'}
+  return SOURCES if path in OF_SOURCE else {}
+
+
 def error(function, *args, **kwargs) -> str:
   with pytest.raises(UserError) as e:
     function(*args, **kwargs)
@@ -131,7 +159,8 @@ def test_every_setting_is_declared_whole():
 
 @pytest.mark.parametrize('path', CHANGED)
 def test_what_a_setting_touches(path):
-  before, after = resolve(BASE), resolve(BASE.replace(**{path: CHANGED[path]}))
+  base = BASE.replace(**where(path))
+  before, after = resolve(base), resolve(base.replace(**{path: CHANGED[path]}))
   assert before.get(path) != after.get(path)
   kind = 'traced' if path in TRACED_ARGUMENT else SETTINGS[path].metadata['kind']
   assert (static_key(before) != static_key(after)) == (kind == 'static')
@@ -214,9 +243,16 @@ def test_hyper_is_what_the_step_reads():
   }
 
 
-@pytest.mark.parametrize('preset', [*PRESETS, 'changed'])
-def test_json_and_resolve_are_idempotent(preset):
-  changes = CHANGED | ALONE if preset == 'changed' else PRESETS[preset]
+@pytest.mark.parametrize(
+  'changes',
+  [
+    *PRESETS.values(),
+    CHANGED | ALONE,
+    CHANGED | ALONE | SOURCES,
+    CHANGED | ALONE | {'model.architecture': 'decoder'},
+  ],
+)
+def test_json_and_resolve_are_idempotent(changes):
   asked = Config().replace(**changes)
   resolved = resolve(asked)
   assert resolve(resolved) == resolved

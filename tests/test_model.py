@@ -1,8 +1,7 @@
-"""The decoder against a NumPy one, and what its logits may not depend on."""
+"""Models against NumPy ones, and what a decoder's logits may not depend on."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 
 import jax
@@ -10,13 +9,13 @@ import numpy as np
 import pytest
 
 from tests import battery, pairwise, reference
+from tests.parity import check, compiled, see_what_they_may, weights_of
 from transformer import model, params, spec
 from transformer.config import Config
 
 POSITIONS = [pairwise.SHORT.get(name, name) for name in spec.variants('model.positions')]
 ACTIVATIONS = list(spec.variants('ffn.activation'))
 ROWS, NEVER = pairwise.rows()
-TOLERANCE = 2e-5  # of logits near 1 in float32, against float64
 SEGMENTS = np.array([[0, 0, 1, 1, 1, 1, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
 FRAMES = {  # around the activations
   'pre': {},
@@ -28,15 +27,6 @@ FRAMES = {  # around the activations
 
 def config_of(positions: str, **changes) -> Config:
   return battery.tiny(**{'model.positions': positions} | changes)
-
-
-weights_of = functools.cache(battery.weights)
-
-
-@functools.cache
-def compiled(config: Config):
-  """(weights, tokens, segments) -> logits."""
-  return jax.jit(lambda p, x, s: model.build(config).apply({'params': p}, x, s)[0])
 
 
 def tokens_of(config: Config) -> np.ndarray:
@@ -54,42 +44,6 @@ def oracle(config: Config) -> np.ndarray:
   return np.stack([reference.decoder(config, weights_of(config), *row) for row in rows])
 
 
-def unseen(config: Config) -> set[str]:
-  """Where keys enter scores as they are, a bias of theirs adds one number to all scores of a query.
-
-  Softmax does not see it; it does behind a rotation, a norm or a cap.
-  """
-  m = config.model
-  if m.positions.startswith('rotary') or m.qk_norm or m.attention_cap:
-    return set()
-  return {path for path in battery.flat(weights_of(config)) if path.endswith('key_bias')}
-
-
-def check(config: Config) -> None:
-  """Against the oracle; with each parameter moved, not; and without a look at the future."""
-  expected = oracle(config)
-  size = max(1.0, np.max(np.abs(expected)))
-  np.testing.assert_allclose(logits(config), expected, atol=TOLERANCE * size)
-  for path in battery.flat(weights_of(config)):  # negative control
-    stirred = logits(config, battery.stir(weights_of(config), path))
-    seen = np.max(np.abs(stirred - expected)) > 10 * TOLERANCE * size
-    assert seen == (path not in unseen(config)), path
-  see_no_future(config, times=[4])
-
-
-def see_no_future(config: Config, times: list[int]) -> None:
-  """By replacement: any change of token t leaves all earlier logits as they were, to the bit."""
-  tokens, one_document = tokens_of(config), np.zeros_like(SEGMENTS)
-  before = logits(config, tokens=tokens, segments=one_document)
-  for t in times:
-    changed = tokens.copy()
-    changed[:, t] = (changed[:, t] + 7) % config.model.vocab_size
-    after = logits(config, tokens=changed, segments=one_document)
-    assert np.array_equal(before[:, :t], after[:, :t])
-    seeing = slice(t, None) if config.model.num_heads else t
-    assert np.all(np.max(np.abs(before[:, seeing] - after[:, seeing]), axis=-1) > 1e-6)
-
-
 @pytest.mark.parametrize('number', range(len(ROWS)))
 def test_against_numpy(number):
   """A set of models in which every two settings meet at every two of their values."""
@@ -97,24 +51,65 @@ def test_against_numpy(number):
 
 
 def test_only_these_pairs_of_settings_cannot_run():
-  heads = {'model.num_heads': 0}
-  expected = [
-    *(heads | {'model.positions': p} for p in ('rotary', pairwise.SHORT['relative'], 'alibi')),
-    heads | {'ffn.ratios': '2,0,1'},
-    heads | {'ffn.ratio': 0.0},
-    *({'ffn.shared': True, 'ffn.ratios': text} for text in ('1,1,2', '2,0,1')),
-    {'ffn.shared': True, 'ffn.ratio': 0.0},
-  ]
-  assert {frozenset(pair.items()) for pair in expected} == set(NEVER)
+  """Each for a reason: one is refused beside the other, or acts on what the other takes away."""
+  of_source = {
+    'model.num_encoder_layers': (2,),
+    'model.shared_source': (False,),
+    'ffn.encoder_ratios': ('ramp(0,2)', '2'),
+    'ffn.encoder_activation': ('geglu',),
+  }
+  of_attention = {
+    'model.num_kv_heads': (2, 1),
+    'model.head_dim': (6,),
+    'model.v_head_dim': (3,),
+    'model.attention_window': (3,),
+    'model.positions': ('rotary', pairwise.SHORT['relative'], 'alibi'),
+    'model.parallel_branches': (True,),
+    'model.qk_norm': (True,),
+    'model.bias': (True,),
+    'model.qkv_bias': (True,),
+    'model.out_init': (0.5,),
+    'model.attention_cap': (1.0,),
+  }
+  patterns = {'ffn.ratios': ('1,1,2', '2,0,1')}
+  without = {
+    ('model.architecture', 'decoder'): of_source | {'model.token_types': (2,)},
+    ('model.architecture', 'encoder'): of_source,
+    ('model.architecture', 'encoder_decoder'): {'model.token_types': (2,)},
+    ('model.token_types', 2): of_source,
+    ('model.num_heads', 0): of_source
+    | of_attention
+    | {
+      'model.architecture': ('encoder_decoder',),
+      'ffn.ratio': (0.0,),
+      'ffn.ratios': ('2,0,1',),
+    },
+    ('model.norm', 'none'): {
+      'model.norm_placement': ('post', 'sandwich'),
+      'model.embedding_norm': (True,),
+    },
+    ('model.bias', True): {'model.qkv_bias': (True,)},
+    ('model.head', 'transform'): {'ffn.activation': pairwise.FACTORS['ffn.activation'][1:]},
+    ('ffn.ratio', 0.0): patterns,
+    ('ffn.shared', True): patterns
+    | {'ffn.ratio': (0.0,), 'ffn.encoder_ratios': ('ramp(0,2)', '2')}
+    | {'ffn.encoder_activation': ('geglu',)},
+  }
+  expected = {
+    pairwise.Pair([one, (name, value)])
+    for one, others in without.items()
+    for name, values in others.items()
+    for value in values
+  }
+  assert set(NEVER) == expected
 
 
 def test_every_setting_of_the_model_is_in_the_set():
   from transformer.config import SETTINGS
 
   sizes = {'model.d_model', 'model.num_layers', 'model.vocab_size', 'ffn.d_ff'}
-  elsewhere = {'model.architecture', 'model.dtype'}
   ours = {path for path in SETTINGS if path.startswith(('model.', 'ffn.'))}
-  assert set(pairwise.FACTORS) == ours - sizes - elsewhere
+  assert set(pairwise.FACTORS) == ours - sizes - {'model.dtype'}
   for a, b in itertools.combinations(pairwise.FACTORS, 2):  # the promise, counted once more
     met = {(row[a], row[b]) for row in ROWS}
     asked = itertools.product(pairwise.FACTORS[a], pairwise.FACTORS[b])
@@ -146,7 +141,7 @@ def test_against_numpy_every_position_and_norm(positions, norm, placement):
 
 @pytest.mark.parametrize('positions', POSITIONS)
 def test_the_future_is_not_seen(positions):
-  see_no_future(config_of(positions), times=range(SEGMENTS.shape[1]))
+  see_what_they_may(config_of(positions), times=range(SEGMENTS.shape[1]))
 
 
 @pytest.mark.parametrize('positions', POSITIONS)

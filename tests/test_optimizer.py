@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import battery, reference
+from tests import battery
+from tests import reference_optimizer as reference
 from tests.test_count import SHAPES as MODELS
 from transformer import axes, count, optimizer, params, spec, state, step, train
 from transformer.config import PRESETS, Config, hyper, resolve, static_key

@@ -24,9 +24,9 @@ def initialize(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
 def test_the_tree_is_the_one_that_linen_makes(name):
   """Down to its order, for every two settings of the model at every two of their values."""
   config = resolve(Config().replace(**PRESETS[name])) if name in PRESETS else small(name)
-  tokens = jnp.zeros((1, 2), jnp.int32)
+  tokens = [jnp.zeros((1, 2), jnp.int32)] * 2
   ours = jax.eval_shape(lambda: params.initialize(config, jax.random.key(0)))
-  linen = jax.eval_shape(lambda: model.build(config).init(jax.random.key(0), tokens))['params']
+  linen = jax.eval_shape(lambda: model.build(config).init(jax.random.key(0), *tokens))['params']
   assert jax.tree.structure(ours) == jax.tree.structure(linen)
   assert jax.tree.leaves(ours) == jax.tree.leaves(linen)  # shapes and types
   assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype('float32')}

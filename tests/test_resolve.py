@@ -167,6 +167,67 @@ def test_key_and_value_heads(heads, kv_heads, resolved):
     ({'train.accumulate': 3}, '--data.batch_size=16: not divisible by --train.accumulate=3'),
     ({'parallel.mesh': 'dat:1'}, "--parallel.mesh=dat:1: no axis 'dat'; did you mean data?"),
     (
+      {'model.architecture': 'encoder_decoder', 'model.num_heads': 0, 'model.positions': 'none'},
+      '--model.num_heads=0: a decoder reads its source by attention; give it heads',
+    ),
+    *(
+      (
+        {'model.head': 'transform', 'ffn.activation': activation},
+        f'--model.head=transform: uses --ffn.activation, and {activation} is gated or has '
+        'parameters; take a plain one',
+      )
+      for activation in ('swiglu', 'prelu', 'product(silu,tanh)')
+    ),
+    *(
+      (
+        {'model.architecture': kind, 'model.positions': 'relative(buckets=3)'},
+        '--model.positions=relative(buckets=3): an encoder needs 4 buckets or more, half of them '
+        'for keys ahead',
+      )
+      for kind in ('encoder', 'encoder_decoder')
+    ),
+    (
+      {'model.architecture': 'encoder', 'model.vocab_size': 4096},
+      "--model.vocab_size=4096: below the tokenizer's 4097 with the mask; leave it 0 or set "
+      '--data.tokenizer',
+    ),
+    (
+      {'model.architecture': 'encoder', 'data.mask_token': 4096},
+      '--data.mask_token=4096: is no id of a vocabulary of 4096',
+    ),
+    *(
+      (
+        {'model.architecture': 'encoder_decoder', 'ffn.shared': True} | own,
+        '--ffn.shared: is one FFN for encoder and decoder; leave --ffn.encoder_… out',
+      )
+      for own in ({'ffn.encoder_ratios': '2'}, {'ffn.encoder_activation': 'relu'})
+    ),
+    *(
+      (
+        {'model.architecture': 'encoder_decoder', 'ffn.encoder_ratios': text},
+        f"--ffn.encoder_ratios={text}: should be numbers from 0 on, '2,4,8,4' or 'ramp(2,6)'",
+      )
+      for text in ('x', '2,-1', 'ramp(2)', '1e7')
+    ),
+    (
+      {'model.architecture': 'encoder_decoder', 'ffn.encoder_ratios': '2,4,8,4'},
+      '--ffn.encoder_ratios=2,4,8,4: 4 ratios do not divide --model.num_layers=6',
+    ),
+    (
+      {'model.architecture': 'encoder_decoder', 'model.num_encoder_layers': 4}
+      | {'ffn.encoder_ratios': '1,2,3'},
+      '--ffn.encoder_ratios=1,2,3: 3 ratios do not divide --model.num_encoder_layers=4',
+    ),
+    (
+      {'model.architecture': 'encoder_decoder', 'model.num_encoder_layers': 4}
+      | {'ffn.ratios': '1,2,3'},
+      '--ffn.ratios=1,2,3: 3 ratios do not divide --model.num_encoder_layers=4',
+    ),
+    (
+      {'model.architecture': 'encoder_decoder', 'ffn.encoder_activation': 'swigul'},
+      "--ffn.encoder_activation=swigul: no variant 'swigul'; did you mean swiglu?",
+    ),
+    (
       {'optim.schedule': 'cosin'},
       "--optim.schedule=cosin: no variant 'cosin'; did you mean cosine?",
     ),

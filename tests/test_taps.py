@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests import battery, pairwise, reference
+from tests import battery, pairwise, reference, reference_source
 from transformer import attention, count, ffn, layers, model
-from transformer.config import Config, widths
+from transformer.config import Config
 
 SEGMENTS = np.array([[0, 0, 1, 1, 1, 1, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1]])
 CELLS = {
@@ -35,6 +35,23 @@ CELLS = {
     'model.logit_cap': 2.0,
   },
   'no attention': {'model.num_heads': 0, 'model.positions': 'none', 'model.norm': 'none'},
+  'encoder': {
+    'model.architecture': 'encoder',
+    'model.embedding_norm': True,
+    'model.positions': pairwise.SHORT['relative'],
+    'model.head': 'transform',
+    'ffn.ratios': '1,2',
+  },
+  'source': {
+    'model.architecture': 'encoder_decoder',
+    'model.norm_placement': 'sandwich',
+    'model.num_encoder_layers': 3,
+    'model.v_head_dim': 4,
+    'ffn.encoder_ratios': '1,1,2',
+    'ffn.encoder_activation': 'swiglu',
+    'ffn.ratios': '0,2',
+    'data.source_len': 6,
+  },
 }
 
 
@@ -43,30 +60,45 @@ def config_of(name: str) -> Config:
 
 
 def arguments(config: Config) -> tuple:
-  return battery.weights(config), battery.tokens(config)[: len(SEGMENTS), :-1], SEGMENTS
+  """Weights and what the model takes besides, two rows without padding."""
+  tokens = battery.tokens(config)[: len(SEGMENTS), :-1]
+  if config.model.architecture != 'encoder_decoder':
+    return battery.weights(config), tokens, SEGMENTS
+  return battery.weights(config), tokens[::-1, : config.data.source_len], tokens
 
 
 @functools.cache
 def compiled(config: Config, *collections: str):
-  """(weights, tokens, segments) -> logits, or ((logits), what was asked for)."""
+  """(weights, …) -> logits, or ((logits), what was asked for)."""
 
-  def apply(weights: dict, tokens: np.ndarray, segments: np.ndarray):
+  def apply(weights: dict, *args: np.ndarray):
     out = model.build(config).apply(
-      {'params': weights}, tokens, segments, mutable=list(collections) if collections else False
+      {'params': weights}, *args, mutable=list(collections) if collections else False
     )
     return (out[0][0], out[1]) if collections else out[0]
 
   return jax.jit(apply)
 
 
+@functools.cache
 def noted(config: Config) -> dict[str, list[np.ndarray]]:
-  """Of the oracle: 'embedding', '0/query', … -> the tensors of all rows, in forward order."""
+  """Of the oracle: 'embedding', '0/query', … -> the tensors of all rows, in forward order.
+
+  Layers are numbered from the encoder's first to the decoder's last.
+  """
   found: dict[str, list[np.ndarray]] = {}
-  weights, tokens, segments = arguments(config)
-  for row in zip(tokens, segments, strict=True):
+  oracle = getattr(reference_source, config.model.architecture, reference.decoder)
+  weights, *args = arguments(config)
+  for row in zip(*args, strict=True):
     note = lambda name, x: found.setdefault(name, []).append(np.array(x))  # noqa: E731
-    reference.decoder(config, weights, *row, note)
-  return found
+    oracle(config, weights, *row, note=note)
+  return {name: x for name, x in found.items() if not name.endswith('/weights')}
+
+
+def leaf_of(where: str) -> str:
+  """'3/cross_attention/query' -> 'cross_attention/query'."""
+  layer, _, leaf = where.partition('/')
+  return leaf or layer
 
 
 def by_layer(config: Config, tree: dict) -> dict[str, dict]:
@@ -77,12 +109,12 @@ def by_layer(config: Config, tree: dict) -> dict[str, dict]:
     if name not in groups:
       found[name] = value
       continue
-    inside = value | value.pop('attention', {}) | value.pop('ffn', {})
+    group, inside = groups[name], dict(value)
+    for owner, prefix in (('attention', ''), ('cross_attention', 'cross_attention/'), ('ffn', '')):
+      inside |= {f'{prefix}{leaf}': x for leaf, x in inside.pop(owner, {}).items()}
     for leaf, stacked in inside.items():
-      if leaf in ('attention', 'ffn'):
-        continue
-      for i in range(groups[name].size):
-        layer = groups[name].first + i
+      for i in range(group.size):
+        layer = group.before + group.first + i
         found[f'{layer}/{leaf}'] = jax.tree.map(lambda x, i=i: np.asarray(x)[i], stacked)
   return found
 
@@ -108,22 +140,22 @@ def test_names_are_in_forward_order(name):
   """ORDER has every name, and the oracle comes by them in that order, layer after layer."""
   config = config_of(name)
   order = list(noted(config))
-  leaf = [where.rpartition('/')[2] for where in order]
-  assert set(leaf) <= set(layers.ORDER)
+  assert set(map(leaf_of, order)) <= set(layers.ORDER)
+  encoder, total = sum(count.depth(config, s) for s in count.stacks(config)[:-1]), 100
+  outside = {'source_embedding': -1, 'encoder_normed': encoder - 0.5, 'embedding': encoder - 0.5}
 
-  def place(where: str) -> tuple[int, float]:
-    layer, _, own = where.rpartition('/')
-    of_model = config.model.num_layers if own in ('final_normed', 'logits') else -1
+  def place(where: str) -> tuple[float, float]:
+    own = leaf_of(where)
     after = config.model.norm_placement == 'post' and own.endswith('_normed')
     stream = f'stream_{own.removesuffix("_normed")}'
     at = layers.ORDER.index(stream) - 0.5 if after else layers.ORDER.index(own)
-    return int(layer) if layer else of_model, at
+    return outside.get(own, total) if own == where else int(where.partition('/')[0]), at
 
   assert sorted(order, key=place) == order
 
 
 def test_order_names_nothing_that_is_never_seen():
-  seen = {where.rpartition('/')[2] for name in CELLS for where in noted(config_of(name))}
+  seen = {leaf_of(where) for name in CELLS for where in noted(config_of(name))}
   assert seen == set(layers.ORDER)
 
 
@@ -186,21 +218,26 @@ def test_diagnostics_against_numpy(name):
   got, expected = by_layer(config, jax.device_get(kept)['diagnostics']), noted(config)
   m = config.model
   stage = 'middle_' if config.ffn.hidden_layers == 2 else ''
-  for layer, d_ff in enumerate(widths(config)):
-    tensors = lambda leaf: np.stack(expected[f'{layer}/{leaf}'])  # noqa: B023, E731
-    before = f'{layer - 1}/stream_{"block" if m.parallel_branches else "ffn"}'
-    inside = m.num_heads and not m.parallel_branches and d_ff
-    entering = f'{layer}/stream_attention' if inside else before if layer else 'embedding'
-    np.testing.assert_allclose(got[f'{layer}/stream'], np.stack(expected[entering]), atol=1e-4)
-    if not d_ff:
-      assert f'{layer}/hidden' not in got
-      continue
-    shape = (*SEGMENTS.shape, -1)  # the oracle goes by positions
-    update = tensors('ffn_out_normed' if m.norm_placement == 'sandwich' else 'down')
-    np.testing.assert_allclose(got[f'{layer}/update'], update.reshape(shape), atol=1e-4)
-    hidden = tensors(f'{stage}hidden').reshape(shape)
-    np.testing.assert_allclose(got[f'{layer}/hidden'], hidden, atol=1e-4)
-    gated = f'{layer}/{stage}gate' in expected
-    inputs = [tensors(stage + of) for of in (('gate', 'up') if gated else ('up',))]
-    for one, other in zip(got[f'{layer}/inputs'], inputs, strict=True):
-      np.testing.assert_allclose(one, other.reshape(shape), atol=1e-4)
+
+  def tensors(where: str, like: np.ndarray) -> np.ndarray:
+    return np.stack(expected[where]).reshape(like.shape)  # the oracle's FFN goes by positions
+
+  streams = [where for where in expected if 'embedding' in where or '/stream_' in where]
+  for group in count.groups(config):
+    for layer in range(group.before + group.first, group.before + group.first + group.size):
+      if not group.d_ff:
+        assert f'{layer}/hidden' not in got
+        continue
+      own = f'{layer}/stream_{"block" if m.parallel_branches else "ffn"}'
+      entering = streams[streams.index(own) - 1]
+      for name, where in (
+        ('stream', entering),
+        ('update', f'{layer}/{"ffn_out_normed" if m.norm_placement == "sandwich" else "down"}'),
+        ('hidden', f'{layer}/{stage}hidden'),
+      ):
+        found = got[f'{layer}/{name}']
+        np.testing.assert_allclose(found, tensors(where, found), atol=1e-4, err_msg=where)
+      gated = f'{layer}/{stage}gate' in expected
+      inputs = [f'{layer}/{stage}{of}' for of in (('gate', 'up') if gated else ('up',))]
+      for one, where in zip(got[f'{layer}/inputs'], inputs, strict=True):
+        np.testing.assert_allclose(one, tensors(where, one), atol=1e-4, err_msg=where)

@@ -69,6 +69,11 @@ def _model(config: Config) -> dict:
     raise UserError(f'--model.positions=rotary: needs an even head width, not {head_dim}')
   if positions.variant == 'sinusoidal' and model.d_model % 2:
     raise UserError(f'--model.positions=sinusoidal: needs an even d_model, not {model.d_model}')
+  if positions.variant == 'relative' and model.architecture != 'decoder' and positions.buckets < 4:
+    raise UserError(
+      f'--model.positions={model.positions}: an encoder needs 4 buckets or more, half of them for '
+      'keys ahead'
+    )
   activation = spec.parse('ffn.activation', config.ffn.activation)
   if model.head == 'transform' and (len(activation.inputs) > 1 or activation.leaves):
     raise UserError(
@@ -140,7 +145,9 @@ def idle(config: Config) -> dict[str, Any]:
     absent += _OF_BOTH
   both = config.model.architecture == 'encoder_decoder'
   if not config.ffn.d_ff and not any(ratios(config)) and not (both and any(encoder_ratios(config))):
-    absent += ['model.parallel_branches', *(f'ffn.{name}' for name in _OF_FFN)]
+    of_head = ['activation'] * (config.model.head == 'transform')  # which uses it too
+    absent += ['model.parallel_branches']
+    absent += [f'ffn.{name}' for name in _OF_FFN if name not in of_head]
   if config.model.norm == 'none':
     absent += ['model.norm_placement', 'model.embedding_norm']
   if not getattr(spec.parse('data.source', config.data.source), 'fields', True):
