@@ -61,6 +61,7 @@ def _export(source: Path, out: Path) -> None:
 
 
 def _import(source: Path, out: Path) -> None:
+  from launch.files import write_json
   from transformer import files
   from transformer.config import resolve
   from transformer.data import tokenizers
@@ -76,15 +77,18 @@ def _import(source: Path, out: Path) -> None:
     own = {'data.source': 'stdlib', 'data.tokenizer': f'json:{source / hf.TOKENIZER}'}
     config = resolve(config.replace(**own))
     config = config.replace(**{'data.tokenizer': f'json:{out.absolute() / hf.TOKENIZER}'})
+  special = hf.special_ids(source)
   with files.appearing(out, 'out') as folder:
+    if special:  # which config.json may tell alone; its own file takes this one's place
+      write_json(folder / hf.GENERATION, special)
     hf.copy_companions(source, folder)
     if text:
       (folder / hf.TOKENIZER).write_text(text, encoding='utf-8')
     _write_run(folder, config, params, source)
   print(f'{out}: a run at step 0, {_vocabulary(config, end)}')
   begin = 'decoder_start_token_id' if config.data.source_len else 'bos_token_id'
-  theirs = hf.special_ids(source).get(begin)
-  if theirs not in (None, end) and theirs < config.model.vocab_size:
+  theirs = special.get(begin)
+  if isinstance(theirs, int) and theirs != end and theirs < config.model.vocab_size:
     print(f'note: the original begins with id {theirs} ({begin}), a run with 0, its end')
 
 

@@ -185,6 +185,9 @@ def test_without_a_tokenizer(name: str, tmp_path: Path) -> None:
   convert(tmp_path / 'run', tmp_path / 'out')
   assert same_bits(goldens.tensors(tmp_path / 'out'), goldens.tensors(source))
   assert (tmp_path / 'out' / 'source.spm').exists()
+  was, tree = (json.loads((f / 'config.json').read_text()) for f in (source, tmp_path / 'out'))
+  for key in ('pad_token_id', 'decoder_start_token_id'):
+    assert tree.get(key) == was.get(key)
 
 
 def test_a_trained_run_becomes_a_llama(tmp_path: Path) -> None:

@@ -56,8 +56,9 @@ def save(
 
   Tensors are float32. Inverse of `load` to the bit. The family is the first that has the config:
   a Mistral without a window is written as the Llama it then is, and biases that the family has and
-  the model lacks are written as zeros. Tokenizer files and
-  generation_config.json are copied from `companions`; None: from where data.tokenizer lies.
+  the model lacks are written as zeros. Tokenizer files, generation_config.json and special ids are
+  those of the folder `companions`; None: of where data.tokenizer lies. Of a Marian that has no
+  tokenizer.json name the folder it was loaded from.
   directory: appears whole or not at all. Raises UserError if it is not empty, or naming the setting
   that no family has.
   """
