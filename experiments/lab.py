@@ -149,10 +149,10 @@ def _source(config: Config) -> Hashable:
 
 
 def _load(experiment: Experiment, watch: Watch) -> dict[Hashable, Data]:
-  """The data of all cells, by `_source`."""
+  """The data of all cells, by `_source`; that of the base in the base's own order."""
   from transformer import data
 
-  configs = {_source(c): c for c in (experiment.base, *(x.config for x in experiment.cells))}
+  configs = {_source(c): c for c in (*(x.config for x in experiment.cells), experiment.base)}
   return {key: data.load(config, watch) for key, config in configs.items()}
 
 

@@ -35,8 +35,10 @@ paired.define_flags(
   **{
     'model.architecture': 'encoder_decoder',
     'ffn.activation': 'relu',
-    'data.source_len': 96,
+    'model.dropout': 0.1,
+    'data.source_len': 64,
     'data.seq_len': 32,
+    'train.steps': 600,
   },
 )
 
