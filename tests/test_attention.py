@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import battery, reference
+from tests import battery, reference, reference_source
 from transformer.attention import Attention
 from transformer.ops.attention import attention, scores, self_mask, soft_cap
 from transformer.positions import alibi
@@ -152,6 +152,8 @@ MODULES = {  # settings of the module, and what they are to the oracle
   'none, biased queries': ({'positions': 'none', 'qkv_bias': True}, {}),
   'normed, shared': ({'qk_norm': True, 'num_kv_heads': 1, 'qkv_bias': True}, {'base': 1e4}),
   'capped': ({'positions': 'learned', 'cap': 1.5, 'qkv_bias': True}, {'largest': 1.5}),
+  'narrow values': ({'v_head_dim': 3, 'qkv_bias': True}, {'base': 1e4}),
+  'wide values, shared': ({'v_head_dim': 7, 'num_kv_heads': 1}, {'base': 1e4}),
   'normed, no rotation': ({'positions': 'alibi', 'qk_norm': True, 'out_bias': True}, {}),
 }
 
@@ -200,16 +202,63 @@ def test_queries_and_keys_are_normed_over_the_width_of_a_head():
   np.testing.assert_allclose(one, other, atol=1e-4)  # epsilon is all that differs
 
 
-@pytest.mark.parametrize('width', [8, 64])
-def test_scores_have_unit_variance_at_init(width):
-  """x of unit variance, W of variance 1/D: q and k have unit variance, and q·k / √H too."""
+@pytest.mark.parametrize(('width', 'v_width'), [(2, 0), (8, 0), (64, 0), (8, 24), (64, 8)])
+def test_scores_have_unit_variance_at_init(width, v_width):
+  """x of unit variance, W of variance 1/D: q and k have unit variance, and so has q·k / √d_k.
+
+  Whatever d_v is. Without the division it is d_k: the negative control.
+  """
   x = jnp.asarray(RNG.normal(size=(4, 32, 64)).astype(np.float32))
-  module = Attention(4, width)
-  where = jnp.arange(32)[None]
-  mask = self_mask(jnp.zeros((1, 32)), causal=True)
-  weights = module.init(jax.random.key(1), x, mask, where)['params']
-  query = np.einsum('btd,dnh->btnh', x, weights['query'])
-  key = np.einsum('btd,dnh->btnh', x, weights['key'])
-  scores = np.einsum('btnh,bsnh->bnts', query, key) / width**0.5
-  assert np.var(query) == pytest.approx(1, rel=0.1)
-  assert np.var(scores) == pytest.approx(1, rel=0.2)
+  args = x, jnp.ones((1, 32, 32), bool), jnp.arange(32)[None]
+  for scale, variance in ((0.0, 1), (1.0, width)):
+    module = Attention(8, width, v_head_dim=v_width, scale=scale)
+    weights = module.init(jax.random.key(1), *args)['params']
+    assert weights['value'].shape == (64, 8, v_width or width)
+    y, seen = module.apply({'params': weights}, *args, mutable=['observed'])
+    squares = {k: v['sum_squares'] / v['count'] for k, v in seen['observed'].items()}
+    assert squares['query'] == pytest.approx(1, rel=0.15)
+    assert squares['key'] == pytest.approx(1, rel=0.15)
+    assert squares['value'] == pytest.approx(1, rel=0.15)
+    assert squares['scores'] == pytest.approx(variance, rel=0.25)
+    assert y.shape == x.shape
+
+
+MIX = np.zeros((T, T), np.float32)
+MIX[np.arange(T), np.arange(T)] = MIX[np.arange(T), (np.arange(T) + 1) % T] = 1  # each and its next
+
+
+def test_given_weights_take_the_place_of_the_softmax():
+  """Each position gets its own values and the next one's: a linear combination, no scores asked."""
+  module, args = Attention(N, H, v_head_dim=5), (jnp.asarray(X), jnp.ones((1, T, T), bool))
+  where = jnp.arange(T)[None]
+  weights = jax.jit(module.init)(jax.random.key(0), *args, where)['params']
+  given = np.broadcast_to(MIX, (B, N, T, T))
+  apply = jax.jit(lambda w, a: module.apply({'params': w}, *args, where, weights_BNTS=a))
+  values = np.einsum('btd,dnw->btnw', X, weights['value'])
+  expected = np.einsum('btnw,nwd->btd', values + np.roll(values, -1, axis=1), weights['out'])
+  np.testing.assert_allclose(apply(weights, given), expected, atol=1e-5)
+  for name in ('query', 'key'):
+    assert np.array_equal(apply(battery.poke(weights, name), given), apply(weights, given))
+  other = apply(weights, np.swapaxes(given, 2, 3))  # negative control: the one before
+  assert np.max(np.abs(other - expected)) > 0.1
+
+
+@pytest.mark.parametrize('kv_heads', [0, 1])
+def test_cross_attention_against_loops(kv_heads):
+  """Queries of one sequence, keys and values of another; no positions, whatever the kind."""
+  module = Attention(N, H, kv_heads, v_head_dim=5, qkv_bias=True, qk_norm=True, cross=True)
+  memory = RNG.normal(size=(B, 4, D)).astype(np.float32)
+  where, mask = jnp.arange(T)[None] + 3, jnp.array([[[1, 1, 1, 1]], [[1, 1, 0, 0]]], bool)
+  args = jnp.asarray(X), mask, where, None, jnp.asarray(memory)
+  weights = battery.jiggle(jax.jit(module.init)(jax.random.key(0), *args)['params'])
+  apply = jax.jit(lambda w: module.apply({'params': w}, *args))
+  exact = jax.tree.map(np.float64, weights)
+  expected = np.stack(
+    [
+      reference_source.cross_attention(exact, np.float64(x), np.float64(m[:n]))
+      for x, m, n in zip(X, memory, (4, 2), strict=True)
+    ]
+  )
+  np.testing.assert_allclose(apply(weights), expected, atol=3e-5)
+  for path in battery.flat(weights):
+    assert np.max(np.abs(apply(battery.stir(weights, path)) - expected)) > 1e-3, path

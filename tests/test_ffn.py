@@ -12,6 +12,7 @@ import pytest
 from tests import battery, reference_ffn
 from transformer import spec
 from transformer.activations import BODIES
+from transformer.attention import Attention
 from transformer.config import setting
 from transformer.config.activations import Plain
 from transformer.ffn import FFN, Aux
@@ -94,6 +95,32 @@ def test_three_layers_with_biases_against_loops_over_positions(activation):
 @pytest.mark.parametrize('activation', ['silu', OWN])
 def test_biases_and_three_layers_one_without_the_other(activation, shape):
   check(activation, **shape)
+
+
+def test_position_wise_means_position_wise():
+  """∂y_t/∂x_s is 0 for s ≠ t, and permuted positions permute what comes out.
+
+  Attention, the control, mixes positions: of its Jacobian no block is 0. Without a mask and without
+  positions it, too, has no order.
+  """
+  network, weights = make('swiglu', **DEEP)
+  mixer = Attention(2, 4, positions='none')
+  seen = jnp.ones((1, T, T), bool), jnp.zeros((1, T), int)
+  own = mixer.init(jax.random.key(0), jnp.asarray(X[:1]), *seen)['params']
+  causal = jnp.tril(seen[0])
+  order = np.array([3, 0, 4, 1, 2])
+  for function, alone, ordered in (
+    (lambda x_TD: network.apply({'params': weights}, x_TD[None])[0][0], True, False),
+    (lambda x_TD: mixer.apply({'params': own}, x_TD[None], *seen)[0], False, False),
+    (lambda x_TD: mixer.apply({'params': own}, x_TD[None], causal, seen[1])[0], None, True),
+  ):
+    both = jax.jit(lambda x_TD, f=function: (f(x_TD), jax.jacobian(f)(x_TD)))
+    y_TD, slope_TDTD = jax.device_get(both(X[0]))
+    size_TT = np.max(np.abs(slope_TDTD), axis=(1, 3))
+    expected = {True: np.eye(T), False: np.ones((T, T)), None: np.tril(np.ones((T, T)))}[alone]
+    assert np.array_equal(size_TT > 0, expected.astype(bool))
+    permuted = np.max(np.abs(both(X[0][order])[0] - y_TD[order]))
+    assert (permuted > 0.01) == ordered and (ordered or permuted < 1e-5)
 
 
 def test_returns_an_empty_aux():
