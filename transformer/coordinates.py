@@ -89,6 +89,7 @@ def _at(config: Config, rule: str, setting: str, width: int, first: int) -> Conf
     'model.vocab_size': 64,
     'data.source': 'synthetic',
     'data.seq_len': 32,
+    'data.source_len': 0,
     'data.batch_size': 8,
     'train.accumulate': 1,
     'optim.schedule': 'constant(warmup=0)',
@@ -112,7 +113,8 @@ def _at(config: Config, rule: str, setting: str, width: int, first: int) -> Conf
 
 def _run(config: Config, steps: int) -> list[dict[str, float]]:
   """Mean |x| of each tensor before the first step and after each; one program."""
-  rng, shape = np.random.default_rng(0), (config.data.batch_size, config.data.seq_len + 1)
+  rng, length = np.random.default_rng(0), config.data.seq_len
+  shape = (config.data.batch_size, config.data.source_len + length + 1)
   tokens = rng.integers(1, config.model.vocab_size, shape).astype(np.int32)
   batch = {'tokens': tokens, 'rows': np.arange(shape[0], dtype=np.int32)}
 
@@ -125,7 +127,7 @@ def _run(config: Config, steps: int) -> list[dict[str, float]]:
       current, _ = step.train_step(config, current, batch, lambda x: x)
       return (current, first_BTV), sizes
 
-    nothing_BTV = jnp.zeros((shape[0], shape[1] - 1, config.model.vocab_size))
+    nothing_BTV = jnp.zeros((shape[0], length, config.model.vocab_size))
     carry = state.create(config, seed, hyper), nothing_BTV
     return jax.lax.scan(one, carry, length=steps + 1)[1]
 
@@ -145,10 +147,11 @@ def _look(config: Config, params: dict, tokens: jax.Array) -> tuple[jax.Array, d
   return logits_BTV, {name: total / count for name, (total, count) in totals.items()}
 
 
-def _leaves(tree: dict) -> list[tuple[str, dict]]:
+def _leaves(tree: dict, owner: str = '') -> list[tuple[str, dict]]:
   found = []
   for name, value in tree.items():
-    found += [(name, value)] if 'sum_abs' in value else _leaves(value)
+    path = f'{owner}/{name}'
+    found += [(layers.order_name(path), value)] if 'sum_abs' in value else _leaves(value, path)
   return found
 
 

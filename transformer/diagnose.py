@@ -161,15 +161,17 @@ def training_statistics(
   diag/grad_norm/<parameter>      norm of the gradient, before clipping
   diag/update_ratio/<parameter>   norm of the step / norm of the parameter
   diag/rms/<tensor>               root of the mean square of an activation
-  diag/largest_score              of the attention scores that are not masked, in absolute value
+  diag/largest_score              of the attention scores that are not masked, in absolute value;
+                                  diag/largest_cross_score of those with a source
   """
   seen = examine(config, state, batch)
   row = {f'diag/grad_norm/{name}': _norm(size) for name, size in seen['gradient'].items()}
   for name, size in seen['update'].items():
     row[f'diag/update_ratio/{name}'] = _norm(size) / _norm(seen['weights'][name])
   for name, size in seen['forward'].items():
-    if name == 'attention/scores':  # whose mean would be over masked ones as well
-      row['diag/largest_score'] = size['largest']
+    if name.endswith('attention/scores'):  # whose mean would be over masked ones as well
+      cross = 'cross_' * name.startswith('cross_')
+      row[f'diag/largest_{cross}score'] = jnp.where(size['count'] > 0, size['largest'], jnp.nan)
     else:
       row[f'diag/rms/{name}'] = rms(size)
   return row
