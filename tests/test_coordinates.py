@@ -42,14 +42,17 @@ def test_sizes_stay_under_mup_and_grow_under_the_standard_rule(setting, widths, 
     assert standard[name] > 0.3, name
 
 
-def test_rules_begin_alike_at_the_base_and_every_run_is_watched():
-  seen = []
-  found = coordinates(Config().replace(**SHAPE), 'model.d_model', (16,), 1, lambda: seen.append(0))
+@pytest.mark.parametrize('kind', ['decoder', 'encoder', 'encoder_decoder'])
+def test_rules_begin_alike_at_the_base_and_every_run_is_watched(kind):
+  seen, asked = [], Config().replace(**SHAPE | {'model.architecture': kind, 'data.source_len': 7})
+  found = coordinates(asked, 'model.d_model', (16,), 1, lambda: seen.append(0))
   assert len(seen) == 2 and found['widths'] == [16]
   assert found['sizes']['mup'] == found['sizes']['standard']
   sizes = found['sizes']['mup']
   assert sizes[CHANGE][0] == [0] and sizes[CHANGE][1][0] > 0
   assert {'embedding', 'scores', 'hidden', 'down', 'stream_ffn', 'logits'} < sizes.keys()
+  beside = {'source_embedding', 'encoder_normed', 'cross_attention/scores', 'cross_attention/out'}
+  assert beside & sizes.keys() == (beside if kind == 'encoder_decoder' else set())
 
 
 SHAPES = [  # as asked, with the widths of d_model

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from tests.battery import flat, jiggle, poke, tiny, tokens
-from transformer import count, diagnose, model, objective, parallel, state, step
+from tests.battery import flat, jiggle, poke, rows, tiny
+from transformer import count, diagnose, model, objective, parallel, replay, state, step
 from transformer.config import Config
-from transformer.layers import ORDER
+from transformer.layers import ORDER, order_name
 from transformer.metrics import spread
 from transformer.state import TrainState
 
@@ -23,8 +23,8 @@ def _state(config: Config, noise: float = 0.3) -> TrainState:
 
 
 def _batch(config: Config) -> dict:
-  rows = np.arange(config.data.batch_size, dtype=np.int32)
-  return {'tokens': tokens(config, padding=True), 'rows': rows}
+  numbers = np.arange(config.data.batch_size, dtype=np.int32)
+  return {'tokens': rows(config, padding=True), 'rows': numbers}
 
 
 def _ffn(config: Config, params: dict, batch: dict) -> dict[str, float]:
@@ -39,21 +39,28 @@ def _training(config: Config, current: TrainState, batch: dict) -> dict[str, flo
   return {k.removeprefix('diag/'): v for k, v in row.items()}
 
 
-def _kept(config: Config, params: dict, batch: dict) -> tuple[dict, np.ndarray]:
-  """What one layer's FFN was given and made of it, (N, F) over tokens that have a target."""
-  inputs_BT, _, weights_BT, segments_BT = objective.split(batch['tokens'])
+def _kept(
+  config: Config, params: dict, batch: dict, stack: str = 'layers', layer: int = 0
+) -> tuple[dict, np.ndarray]:
+  """What one layer's FFN was given and made of it, (N, F), and which tokens it is about.
+
+  Of a decoder those that have a target, else all that are there.
+  """
+  asked = objective.example(config, batch['tokens'])
   apply = model.build(config).apply
-  _, seen = apply({'params': params}, inputs_BT, segments_BT, mutable=['diagnostics'])
-  kept = jax.device_get(seen['diagnostics']['layers'])
-  real = np.asarray(weights_BT).reshape(-1) > 0
+  _, seen = apply({'params': params}, *asked.arguments, mutable=['diagnostics'])
+  kept = jax.device_get(seen['diagnostics'][stack])
+  real = np.asarray(asked.weights_BT) > 0
+  if stack == 'encoder_layers' or config.model.architecture == 'encoder':
+    real = np.asarray(asked.arguments[0]) >= 0
 
-  def rows(x: np.ndarray) -> np.ndarray:
-    return x[0].reshape(-1, x.shape[-1])[real].astype(np.float64)
+  def rows_of(x: np.ndarray) -> np.ndarray:
+    return x[layer].reshape(-1, x.shape[-1])[real.reshape(-1)].astype(np.float64)
 
-  return jax.tree.map(rows, kept), real
+  return jax.tree.map(rows_of, kept), real
 
 
-def _expected(kept: dict, weights: dict, slope) -> dict[str, float]:
+def _expected(kept: dict, weights: dict, slope, layer: int = 0) -> dict[str, float]:
   """All statistics of one layer, slowly."""
   h = kept['ffn']['hidden']
   moved = h - h.mean(1, keepdims=True)
@@ -68,7 +75,7 @@ def _expected(kept: dict, weights: dict, slope) -> dict[str, float]:
     'update_ratio': np.sqrt((kept['update'] ** 2).mean() / (kept['stream'] ** 2).mean()),
   }
   for name in {'up', 'gate', 'down'} & weights.keys():
-    sigma = np.linalg.svd(np.asarray(weights[name][0], np.float64), compute_uv=False)
+    sigma = np.linalg.svd(np.asarray(weights[name][layer], np.float64), compute_uv=False)
     share = sigma / sigma.sum()
     found[f'{name}_norm'] = sigma.max()
     found[f'{name}_effective_rank'] = np.exp(-(share * np.log(share)).sum())
@@ -91,13 +98,63 @@ def test_ffn_statistics_are_what_numpy_finds(activation: str, slope) -> None:
   dead[..., 3] = 0.0  # a unit that is off whatever comes
   params = params | {'layers': params['layers'] | {'ffn': params['layers']['ffn'] | {'up': dead}}}
   kept, real = _kept(config, params, batch)
-  assert 0 < real.sum() < len(real)  # padding is left out of it
+  assert 0 < real.sum() < real.size  # padding is left out of it
   expected = _expected(kept, params['layers']['ffn'], slope)
   assert expected['dead'] > 0
   found = _ffn(config, params, batch)
   assert found == pytest.approx({f'{k}/0': v for k, v in expected.items()}, rel=2e-4)
   other = _ffn(config, poke(params, 'layers/ffn/up'), batch)
   assert other != pytest.approx(found, rel=2e-4)
+
+
+def _relu_slope(x: np.ndarray) -> np.ndarray:
+  return (x > 0).astype(float)
+
+
+SOURCE = {
+  'model.architecture': 'encoder_decoder',
+  'model.num_encoder_layers': 1,
+  'ffn.activation': 'swiglu',
+  'ffn.encoder_activation': 'relu',
+  'data.source_len': 6,
+}
+
+
+def test_an_encoder_s_layers_come_before_its_decoder_s() -> None:
+  """Each over the tokens of its own side, with the slope of its own activation."""
+  config = tiny(**SOURCE)
+  params, batch = _state(config).params, _batch(config)
+  found, expected = _ffn(config, params, batch), {}
+  for number, (stack, layer, slope) in enumerate(
+    [
+      ('encoder_layers', 0, _relu_slope),
+      ('layers', 0, _sigmoid_slope_silu),
+      ('layers', 1, _sigmoid_slope_silu),
+    ]
+  ):
+    kept, real = _kept(config, params, batch, stack, layer)
+    assert real.shape[1] == (6 if stack == 'encoder_layers' else 8)
+    assert 0 < real.sum() < real.size
+    row = _expected(kept, params[stack]['ffn'], slope, layer)
+    expected |= {f'{name}/{number}': value for name, value in row.items()}
+  assert found == pytest.approx(expected, rel=2e-4)
+  assert 'gate_norm/0' not in found and 'gate_norm/1' in found
+  other = _ffn(config, poke(params, 'encoder_layers/ffn/up'), batch)
+  for name in ('kurtosis', 'update_ratio'):
+    assert all(other[f'{name}/{i}'] != found[f'{name}/{i}'] for i in (0, 1, 2))
+
+
+def test_of_an_encoder_all_tokens_count_though_few_have_a_target() -> None:
+  config = tiny(
+    **{'model.architecture': 'encoder', 'model.num_layers': 1, 'ffn.activation': 'relu'}
+  )
+  params, batch = _state(config).params, _batch(config)
+  kept, real = _kept(config, params, batch)
+  chosen = np.asarray(objective.example(config, batch['tokens']).weights_BT) > 0
+  assert chosen.sum() < real.sum() < real.size
+  expected = _expected(kept, params['layers']['ffn'], _relu_slope)
+  expected = {f'{name}/0': value for name, value in expected.items()}
+  assert _ffn(config, params, batch) == pytest.approx(expected, rel=2e-4)
 
 
 def test_a_gaussian_has_kurtosis_3_and_full_rank() -> None:
@@ -133,6 +190,8 @@ def test_layers_keep_their_numbers_where_shapes_differ() -> None:
     {'model.parallel_branches': True, 'model.norm_placement': 'sandwich', 'model.qk_norm': True},
     {'model.norm_placement': 'post', 'model.bias': True, 'ffn.bias': True},
     {'model.dtype': 'bfloat16', 'model.tied': False, 'model.positions': 'learned'},
+    {'model.architecture': 'encoder', 'model.head': 'transform', 'model.token_types': 2},
+    SOURCE | {'model.norm_placement': 'sandwich', 'model.qk_norm': True},
   ],
   ids=str,
 )
@@ -145,8 +204,11 @@ def test_every_shape_of_model_has_rows(changes: dict) -> None:
   assert ('largest_score/1' in trained) == bool(config.model.num_heads)
   for key in trained:
     kind, _, name = key.partition('/')
-    name = re.sub(r'/\d+$', '', name).rpartition('/')[2]
-    assert kind != 'rms' or name in ORDER, key
+    name = order_name(re.sub(r'/\d+$', '', name))
+    assert kind != 'rms' or (name in ORDER and name.rpartition('/')[2] != 'scores'), key
+  cross = {key for key in trained if key.startswith('largest_cross_score')}
+  both = config.model.architecture == 'encoder_decoder'
+  assert cross == ({'largest_cross_score/1', 'largest_cross_score/2'} if both else set())
 
 
 def test_training_statistics_are_of_the_very_step() -> None:
@@ -191,3 +253,32 @@ def test_executors_agree_with_one_device(layout: dict) -> None:
     look = executor.compile_whole(functools.partial(function, config))
     found = spread(host(look(placed, batch)))
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_replay_goes_through_a_source_first() -> None:
+  """The order of the tensors of a step: encoder, its norm, decoder; gradients the other way."""
+  config = tiny(**SOURCE)
+  look = jax.jit(functools.partial(diagnose.examine, config))
+  found = replay._in_order(config, jax.device_get(look(_state(config), _batch(config))))
+  assert all(tensor.finite for tensor in found)
+  by_stage: dict[str, list] = {}
+  for tensor in found:
+    by_stage.setdefault(tensor.stage, []).append((tensor.layer, tensor.name))
+  assert list(by_stage) == list(replay.STAGES)
+  forward, gradient = by_stage['forward'], by_stage['gradient']
+  for where, earlier in (
+    (forward, [(None, 'source_embedding'), (0, 'attention/query'), (0, 'stream_ffn'),
+               (None, 'encoder_normed'), (1, 'attention_normed'), (1, 'attention/out'),
+               (1, 'stream_attention'), (1, 'cross_attention_normed'), (1, 'cross_attention/query'),
+               (1, 'cross_attention/scores'), (1, 'cross_attention/out'),
+               (1, 'stream_cross_attention'), (1, 'ffn_normed'), (1, 'ffn/gate'),
+               (1, 'ffn/down'), (2, 'attention/query'), (2, 'stream_ffn'),
+               (None, 'final_normed'), (None, 'logits')]),
+    (gradient[::-1], [(None, 'embed/table'), (0, 'attention/query'), (0, 'ffn/down'),
+                      (None, 'encoder_norm/scale'), (1, 'attention/query'), (1, 'attention/out'),
+                      (1, 'cross_attention_norm/scale'), (1, 'cross_attention/query'),
+                      (1, 'cross_attention/out'), (1, 'ffn/up'), (2, 'ffn/down'),
+                      (None, 'final_norm/scale')]),
+  ):  # fmt: skip
+    places = [where.index(one) for one in earlier]
+    assert places == sorted(places), [where[place] for place in sorted(places)]
