@@ -94,6 +94,43 @@ def test_rates_of_stochastic_depth_grow_linearly(ratios):
   assert len(draws) == layers - 1
 
 
+def test_an_encoder_and_its_decoder_draw_apart():
+  """Each stack's rates grow over its own depth, and no layer drops what another does.
+
+  With nothing written by attention, a stream that has not moved lost its FFN.
+  """
+  rows, rate = 512, 0.8
+  config = battery.tiny(
+    **{'model.architecture': 'encoder_decoder', 'model.num_layers': 3, 'data.batch_size': rows},
+    **{'model.num_encoder_layers': 2, 'data.seq_len': 2, 'model.stochastic_depth': rate},
+  )
+  weights = battery.weights(config)
+  for stack, branch in (
+    ('encoder_layers', 'attention'),
+    ('layers', 'attention'),
+    ('layers', 'cross_attention'),
+  ):
+    weights[stack][branch]['out'][:] = 0
+  source, target = battery.tokens(config)[:, :2], battery.tokens(config, 1)[:, :2]
+
+  def streams(noise_B: jax.Array) -> tuple:
+    _, kept = model.build(config).apply(
+      {'params': weights}, source, target, noise_B, mutable=['internals']
+    )
+    kept = kept['internals']
+    pairs = ('source_embedding', 'encoder_layers'), ('embedding', 'layers')
+    return [jnp.concatenate([kept[a][None], kept[b]['stream']]) for a, b in pairs]
+
+  draws = set()
+  for stream_LBTD in jax.jit(streams)(keys(0, rows)):
+    moved_LB = np.any(np.diff(stream_LBTD, axis=0) != 0, axis=(2, 3))
+    for layer, moved_B in enumerate(moved_LB):
+      chance = rate * (layer + 1) / len(moved_LB)
+      assert np.mean(~moved_B) == pytest.approx(chance, abs=0.066)
+      draws.add(moved_B.tobytes())
+  assert len(draws) == 5
+
+
 def test_noise_differs_between_layers_and_sites():
   """The same row must not lose the same entries at two layers, nor in two branches of one."""
   from transformer.layers import dropout

@@ -181,6 +181,26 @@ class _StopAt(train.Control):
     self.stop = progress['step'] >= self.step
 
 
+@pytest.mark.parametrize('kind', ['encoder', 'encoder_decoder'])
+def test_other_architectures_learn_and_continue_to_the_bit(kind: str, tmp_path: Path) -> None:
+  """Stopped between rows and gone on with, a run ends as one that was left alone."""
+  own = {'model.architecture': kind, 'model.dropout': 0.1, 'optim.learning_rate': 0.03}
+  config = _config(**own, **{'train.steps': 40, 'train.log_every': 4, 'train.accumulate': 2})
+  alone, folder = tmp_path / 'alone', tmp_path / 'run'
+  undisturbed = _run(config, alone)
+  with pytest.raises(train.Stopped, match='stopped at step 15 of 40'):
+    _run(config, folder, _StopAt(15))
+  done = _run(config, folder)
+  assert rows(folder) == rows(alone)
+  assert_same_params(folder, alone)
+  assert done['eval/loss'] == undisturbed['eval/loss']
+  losses = [row['train/loss'] for row in rows(alone) if 'train/loss' in row]
+  assert losses[0] - losses[-1] > 0.2
+  assert abs(losses[0] - math.log(32)) < 1.0  # a guess among 32 tokens, about
+  _run(config.replace(seed=1), tmp_path / 'other')
+  assert rows(tmp_path / 'other') != rows(alone)  # so the comparison can fail
+
+
 def test_a_run_on_other_data_is_not_continued(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
