@@ -336,7 +336,8 @@ class Leaves(nn.Module):
     for path, shape in count.shapes(self.config).items():
       owner, _, leaf = path.partition('/')
       if owner == self.name:
-        found[leaf] = self.param(leaf, initializer(path), shape)
+        # NumPy's, as a loaded checkpoint has them, take no traced index.
+        found[leaf] = jnp.asarray(self.param(leaf, initializer(path), shape))
     return found
 
 
