@@ -33,16 +33,20 @@ def test_the_tree_is_the_one_that_linen_makes(name):
 
 
 def deviation(path: str, config: Config) -> float:
-  """As DESIGN has it: 1/√fan-in, residual writers divided by √(2 · layers)."""
-  d, f, heads = config.model.d_model, config.ffn.d_ff, config.model.num_heads
-  depth = (2 * config.model.num_layers) ** 0.5
+  """1/√fan-in, residual writers divided by √(branches): 2 a layer, 3 beside a source."""
+  m, d, f = config.model, config.model.d_model, config.ffn.d_ff
+  beside = m.architecture == 'encoder_decoder' and path.startswith('layers')
+  encoder = path.startswith('encoder_layers')
+  layers = (m.num_encoder_layers if encoder else 0) or m.num_layers
+  depth = ((3 if beside else 2) * layers) ** 0.5
   leaf = path.rpartition('/')[2]
   return {
     'table': d**-0.5,
     'query': d**-0.5,
     'key': d**-0.5,
     'value': d**-0.5,
-    'out': config.model.out_init * (heads * config.model.head_dim) ** -0.5 / depth,
+    'out': m.out_init * (m.num_heads * (m.v_head_dim or m.head_dim)) ** -0.5 / depth,
+    'transform': d**-0.5,
     'up': d**-0.5,
     'gate': d**-0.5,
     'middle_up': f**-0.5,
@@ -72,6 +76,20 @@ DEVIATIONS = {
     'ffn.hidden_layers': 2,
     'ffn.activation': 'product(prelu, silu)',
   },
+  'encoder': {
+    'model.architecture': 'encoder',
+    'model.embedding_norm': True,
+    'model.token_types': 50,  # enough to estimate a deviation
+    'model.head': 'transform',
+  },
+  'source': {
+    'model.architecture': 'encoder_decoder',
+    'model.num_encoder_layers': 5,
+    'model.v_head_dim': 12,
+    'model.positions': 'learned',
+    'model.shared_source': False,
+    'model.out_init': 0.5,
+  },
 }
 
 
@@ -91,9 +109,9 @@ def test_deviations_are_those_of_the_table(name):
     error = 4 / np.sqrt(2 * leaf.size)  # four deviations of an estimated deviation
     assert np.std(leaf) == pytest.approx(expected, rel=error), path
     assert abs(np.mean(leaf)) < 4 * expected / np.sqrt(leaf.size), path
-    if path.startswith('layers/'):
+    if axes.stacked(path):
       assert not np.any(np.isclose(leaf[0], leaf[1]).all()), f'{path}: layers are alike'
-  matrices = [np.ravel(tree[f'layers/attention/{n}']) for n in ('key', 'value')]
+  matrices = [np.ravel(tree[f'layers/attention/{n}'][..., :12]) for n in ('key', 'value')]
   assert abs(np.corrcoef(matrices) - np.eye(2)).max() < 0.08  # each from its own key
 
 
@@ -122,6 +140,40 @@ def test_variants_share_what_they_have_in_common_bit_for_bit():
     assert relu.keys() <= other.keys()
     for path in relu:
       assert relu[path].tobytes() == other[path].tobytes(), path
+
+
+def test_an_encoder_begins_as_a_decoder_does():
+  one, other = (
+    initialize(battery.tiny(**{'model.architecture': a})) for a in ('encoder', 'decoder')
+  )
+  assert all(one[path].tobytes() == other[path].tobytes() for path in other)
+  assert one.keys() == other.keys()
+
+
+def test_a_decoder_begins_alike_with_and_without_a_source():
+  """Bit for bit, but for what writes into the residual stream: 3 branches a layer, not 2.
+
+  An encoder is no copy of it: the names of its parameters are other ones, and so are its keys.
+  """
+  alone = initialize(battery.tiny())
+  both = initialize(battery.tiny(**{'model.architecture': 'encoder_decoder'}))
+  assert alone.keys() < both.keys()
+  for path, leaf in alone.items():
+    if axes.param(path).residual:
+      np.testing.assert_allclose(both[path], leaf * (2 / 3) ** 0.5, rtol=1e-6, err_msg=path)
+      encoder = both[f'encoder_{path}']  # two branches there
+      assert np.std(encoder) == pytest.approx(np.std(leaf), rel=0.15)
+    else:
+      assert both[path].tobytes() == leaf.tobytes(), path
+  for name in ('attention/query', 'ffn/up'):
+    own, other = both[f'layers/{name}'], both[f'encoder_layers/{name}']
+    assert abs(np.corrcoef(own.ravel(), other.ravel())[0, 1]) < 0.2, name
+  query, cross = (np.ravel(both[f'layers/{a}/query']) for a in ('attention', 'cross_attention'))
+  assert abs(np.corrcoef(query, cross)[0, 1]) < 0.2
+  deeper = {'model.architecture': 'encoder_decoder', 'model.num_encoder_layers': 3}
+  for path, leaf in initialize(battery.tiny(**deeper)).items():  # nor does its depth matter here
+    if not path.startswith('encoder_layers'):
+      assert leaf.tobytes() == both[path].tobytes(), path
 
 
 def stacked(config: Config) -> dict[str, np.ndarray]:
