@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from experiments import lab
 from transformer import flags
-from transformer.analysis.formats import minus
 from transformer.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ def _shown(values: list[list[float]]) -> list[list[str]]:
   """Integers as integers; two decimals where any is not one."""
   whole = all(abs(x - round(x)) < 1e-4 for row in values for x in row)
   digits = 0 if whole else 2
+  from transformer.analysis.formats import minus  # NumPy comes with it
+
   return [[minus(f'{round(x, digits) + 0.0:.{digits}f}') for x in row] for row in values]
 
 

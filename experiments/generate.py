@@ -56,6 +56,7 @@ def main() -> int:
       f'{config.model.vocab_size:,}; they are not of one run'
     )
   inputs = _inputs(config, tokenizer)
+  decode.check(config, *([ids] if ids is not None else None for ids in inputs))
   print(f'[{CHECKPOINT.value}, step {step}]', file=sys.stderr)
   if SHOW_NEXT.value:
     _show_next(config, params, tokenizer, *inputs)

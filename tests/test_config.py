@@ -91,6 +91,7 @@ CHANGED = {  # a value of every setting that is not the one of BASE
   'optim.ema': 0.99,
   'train.steps': 7,
   'train.accumulate': 2,
+  'train.decoded': 7,
   'train.max_bad_steps': 3,
   'train.log_every': 1,
   'train.eval_every': 5,
@@ -129,7 +130,7 @@ BASE = Config().replace(
 
 OF_SOURCE = (
   *('model.num_encoder_layers', 'model.shared_source', 'data.source_len'),
-  *('ffn.encoder_ratios', 'ffn.encoder_activation'),
+  *('ffn.encoder_ratios', 'ffn.encoder_activation', 'train.decoded'),
 )
 OF_MASKS = ('model.token_types', 'data.mask_token', 'loss.mask_rate')
 SOURCES = {'model.architecture': 'encoder_decoder', 'data.source': 'stdlib'}

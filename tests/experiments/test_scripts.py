@@ -54,4 +54,4 @@ def test_generate_continues_a_trained_run(tmp_path: Path) -> None:
   assert first == again != other
   long = processes.run(ask[0], ask[1], f'--prompt={"x" * 40}')
   assert long.returncode == 2
-  assert long.stderr == 'error: --prompt: has 41 tokens, the model was trained on 32\n'
+  assert long.stderr == 'error: --prompt: has 41 tokens; the context of the model is 32\n'

@@ -5,6 +5,7 @@ itself alone; the loop over new tokens is one compiled program.
 """
 
 from transformer.decode.beam import Hypothesis, beam_search
+from transformer.decode.kept import checked as check
 from transformer.decode.sampling import Sampling, generate, next_tokens, stream
 from transformer.decode.saved import open_cell, open_tokenizer
 
@@ -12,6 +13,7 @@ __all__ = [
   'Hypothesis',
   'Sampling',
   'beam_search',
+  'check',
   'generate',
   'next_tokens',
   'open_cell',
