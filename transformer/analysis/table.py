@@ -57,7 +57,7 @@ def columns(results: Results) -> list[Column]:
   if results.baseline:
     found += _against(results)
   for key in _scores(results):
-    show = lambda v, key=key: formats.with_interval(v.sample(key), places=2)  # noqa: E731
+    show = lambda v, key=key: formats.with_interval(v.sample(key), places=1)  # noqa: E731
     found.append(Column(SCORES[key], show, 2))
   if not results.pairs:  # of which padding counts as tokens, too
     found.append(Column('tokens/s', lambda v: _mean(v, 'tokens_per_s'), 3))
