@@ -9,7 +9,7 @@ import pytest
 
 from tests import battery, reference
 from transformer import loss
-from transformer.step import split
+from transformer.objective import split
 
 
 def cross_entropy(*batch: np.ndarray) -> tuple:

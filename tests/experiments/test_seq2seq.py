@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -55,18 +57,23 @@ def test_without_a_budget_ratios_are_what_they_say() -> None:
   }
 
 
-def test_what_is_not_named_is_as_the_flags_have_it() -> None:
-  from experiments import lab, seq2seq
-  from transformer.config import PRESETS, Config
+_NOT_NAMED = """
+from experiments import lab, seq2seq
+from transformer.config import PRESETS, Config
+lab.FLAGS(['', '--match=params'])
+told = {'model.architecture': 'encoder_decoder', 'ffn.activation': 'silu', 'ffn.ratio': 2.0}
+asked = Config().replace(**PRESETS['pilot'] | told)
+for value in ('decoder:geglu', 'relu'):
+  f = seq2seq.config_of(asked, value, 0).ffn
+  print(f.activation, f.encoder_activation or '-', f.d_ff, f.encoder_ratios or '-')
+"""
 
-  lab.FLAGS(['', '--match=params'])
-  told = {'model.architecture': 'encoder_decoder', 'ffn.activation': 'silu', 'ffn.ratio': 2.0}
-  asked = Config().replace(**PRESETS['pilot'] | told)
-  config = seq2seq.config_of(asked, 'decoder:geglu', 0)
-  assert (config.ffn.activation, config.ffn.encoder_activation) == ('geglu', 'silu')
-  assert (config.ffn.d_ff, config.ffn.encoder_ratios) == (192, '')
-  both = seq2seq.config_of(asked, 'relu', 0)
-  assert (both.ffn.activation, both.ffn.encoder_activation) == ('relu', '')
+
+def test_what_is_not_named_is_as_the_flags_have_it() -> None:
+  """In a process of its own: a script defines its flags when it is imported."""
+  done = subprocess.run([sys.executable, '-c', _NOT_NAMED], capture_output=True, text=True)
+  assert done.stderr == ''
+  assert done.stdout.splitlines() == ['geglu silu 192 -', 'relu - 192 -']
 
 
 MIXED = '--vary=relu;encoder:0'
