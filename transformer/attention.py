@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from transformer import spec
 from transformer.layers import Norm, keep, observe, shard
 from transformer.ops.attention import attention, cached, mix, scores, weights
-from transformer.ops.product import product
+from transformer.ops.product import Product, product
 from transformer.params import initializer
 from transformer.positions import rotate
+
+TURNED = 'key_turned'
 
 
 class Attention(nn.Module):
@@ -23,6 +25,7 @@ class Attention(nn.Module):
   keys over H (Henry et al. 2020). qkv_bias, out_bias: biases. out_init: factor on the initial
   deviation of `out`. scale: of the scores; 0: 1/√H. cap: of the scores. branches: how many write
   into the residual stream that it writes to. cross: keys and values come from another sequence.
+  product: the matrix product to use.
   """
 
   num_heads: int
@@ -38,6 +41,7 @@ class Attention(nn.Module):
   cap: float = 0.0
   branches: int = 0
   cross: bool = False
+  product: Product = product
 
   @nn.compact
   def __call__(
@@ -57,13 +61,13 @@ class Attention(nn.Module):
 
     slot: where the keys and values of these tokens go in the collection 'cache', (B · K, S, ·) that
     the caller made; S are then its slots. Cross-attention keeps all keys and values of a memory
-    that is given, and without one reads what it kept.
+    that is given, and without one reads what it kept. Keys under the name TURNED are (B · K, H, S).
     """
     y_BTNW = self._mixed(x_BTD, mask_BTS, positions_BT, bias_NTS, memory_BSD, slot, weights_BNTS)
     observe(self, 'mixed', y_BTNW)
     init = initializer('attention/out', self.branches, self.out_init)
     out_NWD = self.param('out', init, (*y_BTNW.shape[2:], x_BTD.shape[-1]))
-    y_BTD = product('btnw,nwd->btd', y_BTNW, out_NWD)
+    y_BTD = self.product('btnw,nwd->btd', y_BTNW, out_NWD)
     if self.out_bias:
       bias_D = self.param('out_bias', initializer('attention/out_bias'), x_BTD.shape[-1:])
       y_BTD += bias_D.astype(y_BTD.dtype)
@@ -82,10 +86,12 @@ class Attention(nn.Module):
     read_BSD = memory_BSD if self.cross else x_BTD
     found = self._keys_and_values(read_BSD, positions_BT) if read_BSD is not None else ()
     if slot is not None:
-      for name, new in zip(('key', 'value'), found, strict=False):
+      turned = self.has_variable('cache', TURNED)
+      names = (TURNED if turned else 'key', 'value')
+      for name, new in zip(names, found, strict=False):
         self._remember(name, new, slot)
-      kept = (self.get_variable('cache', name) for name in ('key', 'value'))
-      return cached(query_BTNH, *kept, mask_BTS, **how)
+      kept = (self.get_variable('cache', name) for name in names)
+      return cached(query_BTNH, *kept, mask_BTS, **how, turned=turned)
     key_BSKH, value_BSKW = found
     if weights_BNTS is not None:
       return mix(weights_BNTS.astype(value_BSKW.dtype), value_BSKW)
@@ -116,18 +122,18 @@ class Attention(nn.Module):
   def _remember(self, name: str, new_BSKH: jax.Array, slot: jax.Array) -> None:
     """Puts keys or values where those of earlier calls are, from `slot` on."""
     rows_RSH = new_BSKH.swapaxes(1, 2).reshape(-1, new_BSKH.shape[1], new_BSKH.shape[3])
-    rows_RSH = rows_RSH.astype(jnp.float32)  # XLA would convert a whole cache in bfloat16 on CPU
+    new = rows_RSH.astype(jnp.float32)  # XLA would convert a whole cache in bfloat16 on CPU
+    new, place = (new.swapaxes(1, 2), (0, 0, slot)) if name == TURNED else (new, (0, slot, 0))
     if not self.cross:
-      old_RSH = self.get_variable('cache', name)
-      rows_RSH = jax.lax.dynamic_update_slice(old_RSH, rows_RSH, (0, slot, 0))
-    self.put_variable('cache', name, rows_RSH)
+      new = jax.lax.dynamic_update_slice(self.get_variable('cache', name), new, place)
+    self.put_variable('cache', name, new)
 
   def _project(
     self, name: str, letters: str, x_BTD: jax.Array, heads: int, width: int
   ) -> jax.Array:
     shape = (x_BTD.shape[-1], heads, width)
     weight = self.param(name, initializer(f'attention/{name}'), shape)
-    y = product('btd,dnh->btnh', x_BTD, weight)
+    y = self.product('btd,dnh->btnh', x_BTD, weight)
     if self.qkv_bias:
       bias = self.param(f'{name}_bias', initializer(f'attention/{name}_bias'), shape[1:])
       y += bias.astype(y.dtype)

@@ -14,6 +14,7 @@ from transformer.attention import Attention
 from transformer.config import Config
 from transformer.ffn import FFN, Aux
 from transformer.layers import Norm, drop_branch, dropout, fold, keep, observe, shard
+from transformer.ops.product import Product, product
 
 _SITES = {
   'attention': 0,
@@ -52,6 +53,7 @@ class Block(nn.Module):
 
   config: Config
   group: count.Group  # the layers it is one of
+  product: Product = product
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, context: Context, layer: jax.Array) -> tuple[jax.Array, Aux]:
@@ -61,23 +63,24 @@ class Block(nn.Module):
     aux = Aux({}, {})
 
     def attend(x_BTD: jax.Array) -> jax.Array:
-      read = _attention(self.config, self.group, 'attention')
+      read = _attention(self.config, self.group, 'attention', self.product)
       return read(
         x_BTD, context.mask_BTS, context.positions_BT, context.bias_NTS, slot=context.slot
       )
 
     def attend_to_memory(x_BTD: jax.Array) -> jax.Array:
-      read = _attention(self.config, self.group, 'cross_attention')
+      read = _attention(self.config, self.group, 'cross_attention', self.product)
       where = dict(memory_BSD=context.memory_BSD, slot=context.slot)
       return read(x_BTD, context.memory_mask_BTS, context.positions_BT, **where)
 
     def feed(x_BTD: jax.Array) -> jax.Array:
       nonlocal aux
       if context.shared_ffn is None:
-        y_BTD, aux = feed_forward(self.config, self.group, name='ffn')(x_BTD, noise_B)
+        network = feed_forward(self.config, self.group, product=self.product, name='ffn')
+        y_BTD, aux = network(x_BTD, noise_B)
       else:
         wanted = [c for c in ('observed', 'diagnostics') if self.is_mutable_collection(c)]
-        network = feed_forward(self.config, self.group, parent=None)
+        network = feed_forward(self.config, self.group, product=self.product, parent=None)
         weights = {'params': context.shared_ffn}
         (y_BTD, aux), seen = network.apply(weights, x_BTD, noise_B, mutable=wanted)
         for collection, values in seen.items():
@@ -130,7 +133,7 @@ class Block(nn.Module):
     return y_BTD
 
 
-def _attention(config: Config, group: count.Group, name: str) -> Attention:
+def _attention(config: Config, group: count.Group, name: str, product: Product) -> Attention:
   m = config.model
   return Attention(
     num_heads=m.num_heads,
@@ -146,6 +149,7 @@ def _attention(config: Config, group: count.Group, name: str) -> Attention:
     cap=m.attention_cap,
     branches=count.branches(config, group.stack),
     cross=name == 'cross_attention',
+    product=product,
     name=name,
   )
 

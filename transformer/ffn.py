@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ from transformer import spec
 from transformer.activations import activate
 from transformer.errors import UserError
 from transformer.layers import dropout, keep, observe, shard
-from transformer.ops.product import product
+from transformer.ops.product import Product, product
 from transformer.params import initializer
 
 _DROPOUT_SITE = 2  # of a block's; 0 and 1 are its branches'
@@ -44,7 +43,7 @@ class FFN(nn.Module):
   dropout: float = 0.0
   down_init: float = 1.0
   branches: int = 0
-  product: Callable[[str, jax.Array, jax.Array], jax.Array] = product
+  product: Product = product
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, noise_B: jax.Array | None = None) -> tuple[jax.Array, Aux]:

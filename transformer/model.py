@@ -20,7 +20,7 @@ from transformer.config import Config
 from transformer.ffn import Aux
 from transformer.layers import Norm, dropout, fold, keep, observe, shard
 from transformer.ops.attention import self_mask, soft_cap
-from transformer.ops.product import product
+from transformer.ops.product import by_weight, product
 from transformer.params import initializer
 from transformer.positions import alibi, positions_in_documents, relative_buckets, sinusoid
 
@@ -68,7 +68,7 @@ class _Stacks(nn.Module):
     for group in (g for g in count.groups(self.config) if g.stack == stack):
       if self.by_layer:
         for layer in range(group.first, group.first + group.size):
-          block = Block(self.config, group, name=layer_name(stack, layer))
+          block = Block(self.config, group, by_weight, name=layer_name(stack, layer))
           x_BTD, aux = block(x_BTD, context, jnp.int32(layer))
           found.append(aux)
         continue
@@ -197,7 +197,7 @@ class _Stacks(nn.Module):
     x_BTD *= parametrization.logit_scale(self.config)
     if self.by_layer:
       table_DV = self.get_variable('params', TABLE_DV)
-      logits_BTV = product('btd,dv->btv', x_BTD, table_DV, out='float32')
+      logits_BTV = by_weight('btd,dv->btv', x_BTD, table_DV)
     else:
       logits_BTV = product('btd,vd->btv', x_BTD, unembed.get('table', table_VD), out='float32')
     logits_BTV = soft_cap(logits_BTV + unembed.get('bias', 0.0), m.logit_cap)
@@ -207,7 +207,8 @@ class _Stacks(nn.Module):
   def _transformed(self, x_BTD: jax.Array) -> jax.Array:
     """What BERT's head does before the logits (Devlin et al. 2019, in their code)."""
     m, head = self.config.model, Leaves(self.config, name='head')()
-    x_BTO = product('btd,do->bto', x_BTD, head['transform'])
+    dense = by_weight if self.by_layer else product
+    x_BTO = dense('btd,do->bto', x_BTD, head['transform'])
     x_BTO += head['transform_bias'].astype(x_BTO.dtype)
     x_BTO = activate(spec.parse('ffn.activation', self.config.ffn.activation), [x_BTO], {})
     return Norm(m.norm, name='head_norm')(x_BTO)

@@ -97,7 +97,7 @@ class _State:
 def _begin(config, rules, weights, prompt_BP, source_BS, penalty) -> _State:
   """The state after the first token."""
   rows, beams = len(prompt_BP), rules.beams
-  logits_BV, kept = keeping.read(config, weights, prompt_BP, source_BS, rules.length)
+  logits_BV, kept = keeping.read(config, weights, prompt_BP, source_BS, rules.length, True)
   nothing_BR = jnp.full((rows, beams), -jnp.inf)
   ids_BRN = jnp.full((rows, beams, rules.steps), -1, jnp.int32)
   state = _State(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer import count, model, parametrization, spec
+from transformer.attention import TURNED
 from transformer.config import Config
 from transformer.errors import UserError
 from transformer.ops.attention import in_reach
@@ -27,7 +28,7 @@ _PROMPTS = 16  # prompts are padded to a multiple of this, so that few programs 
 class Kept:
   """What has been read.
 
-  cache: a layer's keys and values by its name, (B · K, S, ·) over slots. pad_B: slots of padding
+  cache: a layer's keys and values by its name (see Attention), over slots. pad_B: slots of padding
   before each prompt. source_BS: of an encoder_decoder, else None. slot: int32, the next to write.
   """
 
@@ -40,12 +41,15 @@ class Kept:
   def size(self) -> int:
     """Slots there is room for."""
     cache = next(iter(self.cache.values()))
-    return cache['attention']['key'].shape[1]
+    return cache['attention']['value'].shape[1]
 
 
 @partial(jax.jit, static_argnums=0)
 def weights_for(config: Config, params: dict) -> dict:
-  """Parameters as the loop reads them: a tree a layer, matrices in the compute type."""
+  """Parameters as the loop reads them: a tree a layer, matrices in the compute type.
+
+  All else in the loop is float32 (`in_float32`).
+  """
 
   def cast(path: tuple, x: jax.Array) -> jax.Array:
     name = path_of(path)
@@ -101,16 +105,24 @@ def most_tokens(config: Config) -> float:
 
 
 def read(
-  config: Config, weights: dict, prompt_BP: jax.Array, source_BS: jax.Array | None, size: int
+  config: Config,
+  weights: dict,
+  prompt_BP: jax.Array,
+  source_BS: jax.Array | None,
+  size: int,
+  turned: bool = False,
 ) -> tuple[jax.Array, Kept]:
-  """Reads prompts into `size` slots: (float32 logits_BV after the last token, what is kept)."""
+  """Reads prompts into `size` slots: (float32 logits_BV after the last token, what is kept).
+
+  turned: for several tokens a row and step, as beams are.
+  """
   rows, length = prompt_BP.shape
   pad_B = jnp.sum(prompt_BP < 0, axis=1)
   memory_BSD = None
   if source_BS is not None:
-    source = model.SourceEncoder(config, by_layer=True)
+    source = model.SourceEncoder(in_float32(config), by_layer=True)
     memory_BSD = source.apply({'params': weights}, source_BS)
-  kept = Kept(_empty(config, rows, size), pad_B, source_BS, jnp.int32(0))
+  kept = Kept(_empty(config, rows, size, turned), pad_B, source_BS, jnp.int32(0))
   slots = _in_line(config, kept, length)
   logits_BTV, kept = logits_of(config, weights, kept, prompt_BP, slots, memory_BSD)
   return logits_BTV[:, -1], kept
@@ -150,7 +162,7 @@ def logits_of(
   memory_BSD: jax.Array | None = None,
 ) -> tuple[jax.Array, Kept]:
   """Logits of tokens that stand where `slots` says, and what is kept then."""
-  read = model.build(config, by_layer=True)
+  read = model.build(in_float32(config), by_layer=True)
   variables = {'params': weights, 'cache': kept.cache}
   if kept.source_BS is None:
     inputs, more = (tokens_BT,), {}
@@ -176,16 +188,24 @@ def grown(kept: Kept, size: int) -> Kept:
   def widen(path: tuple, x: jax.Array) -> jax.Array:
     if 'cross_attention' in jax.tree_util.keystr(path):
       return x
-    return jnp.pad(x, [(0, 0), (0, size - x.shape[1]), (0, 0)])
+    more, slots = [(0, 0)] * 3, 2 if path[-1].key == TURNED else 1
+    more[slots] = (0, size - x.shape[slots])
+    return jnp.pad(x, more)
 
   return kept.replace(cache=jax.tree_util.tree_map_with_path(widen, kept.cache))
 
 
-def _empty(config: Config, rows: int, size: int) -> dict:
+def in_float32(config: Config) -> Config:
+  """The config of the loop: what is no matrix is cheap, and slower in bfloat16 on CPU."""
+  return config.replace(**{'model.dtype': 'float32'})
+
+
+def _empty(config: Config, rows: int, size: int, turned: bool) -> dict:
   n = count.sizes(config)
-  widths = {'key': n['H'], 'value': n['W']}
+  keys = {TURNED: (n['H'], size)} if turned else {'key': (size, n['H'])}
+  shapes = keys | {'value': (size, n['W'])}
 
   def layer() -> dict:
-    return {'attention': {name: jnp.zeros((rows * n['K'], size, w)) for name, w in widths.items()}}
+    return {'attention': {k: jnp.zeros((rows * n['K'], *shape)) for k, shape in shapes.items()}}
 
   return {model.layer_name('layers', i): layer() for i in range(count.depth(config, 'layers'))}

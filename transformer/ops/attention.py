@@ -77,21 +77,26 @@ def cached(
   scale: float,
   bias_NTS: jax.Array | None = None,
   cap: float = 0.0,
+  turned: bool = False,
 ) -> jax.Array:
   """`attention` over kept keys and values: few queries, many keys, the rows of all heads in one.
 
   R is B · K: rows of a batch and, within them, key/value heads. Computed in the type of the keys.
   One axis of rows, because XLA copies a whole cache of (B, K, S, H) with B = 1 at each step on CPU.
+  turned: the keys are (R, H, S), which is fastest where a row has several queries; with a single
+  one the new key's scattered writes cost more.
   """
   rows, length, heads, width = query_BTNH.shape
   groups = heads * rows // key_RSH.shape[0]  # queries of a key/value head
   query_BNTH = (query_BTNH * scale).transpose(0, 2, 1, 3).astype(key_RSH.dtype)
   query_RQH = query_BNTH.reshape(-1, groups * length, width)
-  if groups * length == 1:  # a vector a row: XLA's product of matrices would be slower on CPU
-    scores_RS = product('rh,rsh->rs', query_RQH[:, 0], key_RSH, out='float32')
+  if turned:
+    scores_RQS = product('rqh,rhs->rqs', query_RQH, key_RSH, out='float32')
+  elif groups * length == 1:  # a vector a row: XLA's product of matrices would be slower on CPU
+    scores_RQS = product('rh,rsh->rs', query_RQH[:, 0], key_RSH, out='float32')
   else:
-    scores_RS = product('rqh,rsh->rqs', query_RQH, key_RSH, out='float32')
-  scores_BNTS = soft_cap(scores_RS.reshape(rows, heads, length, -1), cap)
+    scores_RQS = product('rqh,rsh->rqs', query_RQH, key_RSH, out='float32')
+  scores_BNTS = soft_cap(scores_RQS.reshape(rows, heads, length, -1), cap)
   scores_BNTS = scores_BNTS if bias_NTS is None else scores_BNTS + bias_NTS
   scores_BNTS = jnp.where(mask_BTS[:, None], scores_BNTS, _MASKED)
   weights_RQS = jax.nn.softmax(scores_BNTS, axis=-1).reshape(len(key_RSH), groups * length, -1)
