@@ -131,10 +131,9 @@ def measure_decoding(config: Config, seconds: float) -> dict:
 
 
 def _kept_bytes(config: Config) -> int:
-  """Keys and values of one token, over all layers."""
+  """Keys and values of one token, float32, over all layers."""
   n = count.sizes(config)
-  width = 2 if config.model.dtype == 'bfloat16' else 4
-  return n['L'] * n['K'] * (n['H'] + n['W']) * width
+  return 4 * n['L'] * n['K'] * (n['H'] + n['W'])
 
 
 def measure(config: Config, seconds: float) -> dict:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import battery, reference, reference_source
 from transformer.attention import Attention
-from transformer.ops.attention import attention, scores, self_mask, soft_cap
+from transformer.ops.attention import attention, cached, scores, self_mask, soft_cap
 from transformer.positions import alibi
 
 B, T, N, H = 2, 6, 3, 4
@@ -262,3 +262,34 @@ def test_cross_attention_against_loops(kv_heads):
   np.testing.assert_allclose(apply(weights), expected, atol=3e-5)
   for path in battery.flat(weights):
     assert np.max(np.abs(apply(battery.stir(weights, path)) - expected)) > 1e-3, path
+
+
+KEPT = {  # rows, queries, heads, key/value heads, slots, H, W, at the sizes that decoding has
+  'a token a row': (16, 1, 4, 4, 288, 64, 64),
+  'beams': (4, 4, 4, 4, 544, 64, 64),
+  'prompts, groups, other values': (3, 32, 6, 2, 96, 16, 24),
+}
+
+
+@pytest.mark.parametrize('turned', [False, True])
+@pytest.mark.parametrize('how', ['plain', 'biased, capped'])
+@pytest.mark.parametrize('case', KEPT)
+def test_over_kept_keys_it_is_the_reference(case, how, turned):
+  rows, queries, heads, kv_heads, slots, width, v_width = KEPT[case]
+  rng = np.random.default_rng(0)
+  query = rng.normal(size=(rows, queries, heads, width)).astype(np.float32)
+  key = rng.normal(size=(rows, slots, kv_heads, width)).astype(np.float32)
+  value = rng.normal(size=(rows, slots, kv_heads, v_width)).astype(np.float32)
+  mask = rng.random((rows, queries, slots)) < 0.7
+  more = {'scale': 0.2}
+  if how != 'plain':
+    more |= {'bias_NTS': rng.normal(size=(heads, queries, slots)).astype(np.float32), 'cap': 2.0}
+  rows_of = lambda x: x.transpose(0, 2, 1, 3).reshape(rows * kv_heads, slots, -1)  # noqa: E731
+  kept = rows_of(key).swapaxes(1, 2) if turned else rows_of(key)
+  over = jax.jit(lambda key, mask: cached(query, key, rows_of(value), mask, **more, turned=turned))
+  expected = attention(query, key, value, jnp.asarray(mask), **more)
+  np.testing.assert_allclose(over(kept, mask), expected, atol=2e-5)
+  stirred = kept.copy()
+  stirred[-1] += 0.3 * rng.normal(size=kept[-1].shape).astype(np.float32)  # negative controls
+  assert np.max(np.abs(over(stirred, mask) - expected)) > 0.01
+  assert np.max(np.abs(over(kept, ~mask) - expected)) > 0.01

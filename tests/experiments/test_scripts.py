@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests import processes
 
 SMALL = processes.flags(processes.TINY)
@@ -55,3 +57,61 @@ def test_generate_continues_a_trained_run(tmp_path: Path) -> None:
   long = processes.run(ask[0], ask[1], f'--prompt={"x" * 40}')
   assert long.returncode == 2
   assert long.stderr == 'error: --prompt: has 41 tokens; the context of the model is 32\n'
+  table = processes.run(*ask[:2], '--prompt=the cat', '--show_next=3', '--temperatures=0,1,1e9')
+  assert table.returncode == 0, table.stderr
+  lines = [line for line in table.stdout.splitlines() if '0.003' in line]  # 1/257 at 1e9
+  assert len(lines) == 3 and "' '" in lines[0] and '1.0000' in lines[0]
+  beams = processes.run(*ask, '--beams=3')
+  assert beams.stdout.startswith('1.  -0.') and beams.stdout.count('.  -') == 3
+  assert beams.stdout.splitlines()[:2][1] == 'the cat sat on the mat. the cat'  # as greedily
+  own = processes.run(*ask, '--temperature=1', '--top_k=1')
+  assert own.stdout == greedy.stdout
+  for flag, message in MISTAKES.items():
+    wrong = processes.run(*ask, *flag.split())
+    assert (wrong.returncode, wrong.stderr) == (2, f'error: {message}\n'), flag
+
+
+MISTAKES = {
+  '--temperature=-1': '--temperature=-1.0: should be 0, or a number from 1e-6 on',
+  '--top_k=-1': '--top_k=-1: below the least allowed, 0',
+  '--top_p=0': '--top_p=0.0: should be above 0 and at most 1',
+  '--top_p=0.5': '--temperature=0: is greedy and draws nothing; --top_k and --top_p need '
+  'one above 0',
+  '--beams=1001': '--beams=1001: above the most allowed, 1000',
+  '--beams=2 --temperature=1': '--beams: looks for the likeliest and draws nothing; leave '
+  '--temperature, --top_k and --top_p out',
+  '--length_penalty=-1': '--length_penalty=-1.0: should be a number from 0 on',
+  '--source=x': '--source: is for an encoder_decoder; give this model a --prompt',
+}
+
+
+def test_benchmark_of_decoding_beside_another_program() -> None:
+  theirs = 'echo "{\\"tokens_per_s\\": 100, \\"peer\\": \\"none\\"}"'
+  decode = ('--what=decode', '--prompt_tokens=3', '--new_tokens=5', '--seconds=0.01', '--rounds=3')
+  ran = processes.run(
+    'experiments.benchmark', *SMALL, *decode, '--json', f'--against_command={theirs}'
+  )
+  assert ran.returncode == 0, ran.stderr
+  told = json.loads(ran.stdout)
+  assert (told['what'], told['against']) == ('decode', {'tokens_per_s': 100, 'peer': 'none'})
+  assert told['ratio'] == pytest.approx(told['tokens_per_s'] / 100)
+  assert sorted(told['ratio_by_round'])[1] == round(told['ratio'], 3)
+  beams = processes.run('experiments.benchmark', *SMALL, *decode, '--json', '--beams=2')
+  assert json.loads(beams.stdout)['beams'] == 2
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--what=sing', '--what=sing: choose from train, decode'),
+    ('--new_tokens=0', '--new_tokens=0: below the least allowed, 1'),
+    (
+      '--against_command=echo no',
+      '--against_command=echo no: status 0, and no line of JSON with a tokens_per_s above 0; it '
+      'said: no',
+    ),
+  ],
+)
+def test_benchmark_refuses(flag: str, message: str) -> None:
+  ran = processes.run('experiments.benchmark', *SMALL, '--seconds=0.01', flag)
+  assert (ran.returncode, ran.stderr) == (2, f'error: {message}\n')

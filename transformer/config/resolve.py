@@ -307,7 +307,7 @@ def static_key(config: Config) -> str:
 def hyper(config: Config) -> dict[str, float]:
   """The numbers the compiled step reads at run time, by flag name."""
   traced = sort_settings(config, ('traced',))
-  apart = ('seed', 'data.', 'train.init')  # read by the host before the first step
+  apart = ('seed', 'data.', 'train.init', 'train.decoded')  # read by the host alone
   return {n: float(v) for n, v in traced.items() if not n.startswith(apart)}
 
 

@@ -228,7 +228,7 @@ class TrainConfig:
   decoded: int = setting(
     256,
     'encoder_decoder: held-out sources decoded after the last step, for exact match, BLEU and chrF',
-    kind='free',
+    kind='traced',
     low=0,
   )
   init_from: str = setting(

@@ -40,9 +40,10 @@ def beam_search(
   """The best continuations of each prompt, best first, `beams` of them at most.
 
   Each step goes on with the `beams` likeliest unfinished continuations; one that ends among the
-  likeliest `beams` is a result, and the search of a prompt is over when it has `beams` results or
-  at max_new_tokens, where those cut short compete as well. A result's score is log P(Y) /
-  ((5 + |Y|) / 6)^length_penalty, |Y| with its end (Wu et al. 2016, §7). One beam is greedy.
+  likeliest `beams` is a result. The search of a prompt is over when it has `beams` results and no
+  unfinished continuation scores above the worst of them, or at max_new_tokens, where those cut
+  short compete as well. A score is log P(Y) / ((5 + |Y|) / 6)^length_penalty, |Y| with its end (Wu
+  et al. 2016, §7). One beam is greedy.
   Arguments as of `generate`.
   """
   prompt_BP, source_BS = keeping.checked(config, prompts, sources)
@@ -78,8 +79,7 @@ class _State:
   The beams of a prompt are the queries of one step, and write neighbouring slots; which slots are
   a beam's past is told by past_BRS, so that a beam's change of parent moves no key and no value.
   log_p_BR: of live beams. ids_BRN: their new tokens, the last one not yet read. scores_BR,
-  found_BRN: of results, −∞ where there is none. count_B: results so far. made: tokens of a live
-  beam.
+  found_BRN: of results, −∞ where there is none. made: tokens of a live beam.
   """
 
   kept: Kept
@@ -88,7 +88,6 @@ class _State:
   ids_BRN: jax.Array
   scores_BR: jax.Array
   found_BRN: jax.Array
-  count_B: jax.Array
   over_B: jax.Array
   made: jax.Array
 
@@ -107,7 +106,6 @@ def _begin(config, rules, weights, prompt_BP, source_BS, penalty) -> _State:
     ids_BRN=ids_BRN,
     scores_BR=nothing_BR,
     found_BRN=ids_BRN,
-    count_B=jnp.zeros(rows, jnp.int32),
     over_B=jnp.zeros(rows, bool),
     made=jnp.int32(0),
   )
@@ -166,7 +164,8 @@ def _choose(rules, state, logits_BRV, penalty) -> _State:
   parent_BR = jnp.take_along_axis(parent_BC, chosen_BR, axis=1)
   ended_BR = jnp.where(ends_BC, best_BC, -jnp.inf)[:, :beams] / _length(made, penalty)
   scores_BR, found_BRN = _better(state, ended_BR, ids_BCN[:, :beams])
-  count_B = state.count_B + jnp.sum(ended_BR > -jnp.inf, axis=1)
+  # −∞ as long as there are fewer results than beams
+  over_B = jnp.min(scores_BR, axis=1) >= jnp.max(log_p_BR, axis=1) / _length(made, penalty)
   open_B1 = ~state.over_B[:, None]
   return state.replace(
     past_BRS=jnp.take_along_axis(state.past_BRS, parent_BR[:, :, None], axis=1),
@@ -174,8 +173,7 @@ def _choose(rules, state, logits_BRV, penalty) -> _State:
     ids_BRN=jnp.take_along_axis(ids_BCN, chosen_BR[:, :, None], axis=1),
     scores_BR=jnp.where(open_B1, scores_BR, state.scores_BR),
     found_BRN=jnp.where(open_B1[:, :, None], found_BRN, state.found_BRN),
-    count_B=count_B,
-    over_B=state.over_B | (count_B >= beams),
+    over_B=state.over_B | over_B,
     made=made,
   )
 
