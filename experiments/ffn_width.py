@@ -18,7 +18,7 @@ remainder: the plan and the report show the ratio that came of it.
 from __future__ import annotations
 
 from experiments import lab, paired
-from transformer import count, flags
+from transformer import flags, matching
 from transformer.config import Config, resolve
 from transformer.errors import UserError
 
@@ -42,10 +42,10 @@ def config_of(asked: Config, value: str, budget: int) -> Config:
   if not budget:
     return resolve(asked)
   if ABSORB.value == 'd_model':
-    return count.match_width(asked, budget, lab.FLAGS.match)
+    return matching.match_width(asked, budget, lab.FLAGS.match)
   if ',' in value and not value.startswith('ramp'):
     raise UserError(f'--vary={lab.FLAGS.vary}: {value} sets the depth, so --absorb=depth cannot')
-  return count.match_depth(asked, budget, lab.FLAGS.match)
+  return matching.match_depth(asked, budget, lab.FLAGS.match)
 
 
 def _ratio(value: str) -> dict[str, float | str]:

@@ -12,7 +12,7 @@ from experiments import lab
 from experiments.lab import FLAGS
 from experiments.plan import Experiment
 from launch.cells import Cell
-from transformer import count, flags, spec
+from transformer import flags, matching, spec
 from transformer.config import PRESETS, SETTINGS, Config, config_hash, resolve, widths
 from transformer.errors import UserError
 
@@ -31,7 +31,7 @@ def define_flags(name: str, vary: str, baseline: str, match: str, **defaults: ob
   flags.script_flag('str', 'vary', vary, parts)
   flags.script_flag('str', 'baseline', baseline, 'the value that the others are compared with')
   flags.script_flag('str', 'seeds', '0..3', "paired seeds: '0..3' (both included) or '0,2,5'")
-  flags.script_flag('str', 'match', match, 'budget held equal: params | flops | none')
+  flags.script_flag('str', 'match', match, 'budget held equal: params | active | flops | none')
 
 
 def experiment(
@@ -52,21 +52,21 @@ def experiment(
   for taken, instead in ((variable, '--vary'), ('seed', '--seeds')):
     if taken in FLAGS and FLAGS[taken].present:
       raise UserError(f'--{taken}: is varied by this experiment; use {instead}')
-  if FLAGS.match not in ('params', 'flops', 'none'):
-    raise UserError(f'--match={FLAGS.match}: choose from params, flops, none')
+  if FLAGS.match not in (*matching.BUDGETS, 'none'):
+    raise UserError(f'--match={FLAGS.match}: choose from {", ".join(matching.BUDGETS)}, none')
   found = values(variable)
   baseline = FLAGS.baseline or found[0]
   if baseline not in found:
     raise UserError(f'--baseline={baseline}: is not among --vary={FLAGS.vary}')
   base = config_of(asked, baseline, 0)
-  budget = count.BUDGETS[FLAGS.match](base) if FLAGS.match != 'none' else 0
+  budget = matching.BUDGETS[FLAGS.match](base) if FLAGS.match != 'none' else 0
   if absorb == 'd_ff' and not base.ffn.d_ff:
     absorb = 'd_model'  # as `replaced` does
   seeds = parse_seeds(FLAGS.seeds)
   configs = {value: config_of(asked, value, budget) for value in found}
   _refuse_twins(configs)
   for value, config in configs.items() if budget else ():
-    off = count.BUDGETS[FLAGS.match](config) / budget - 1
+    off = matching.BUDGETS[FLAGS.match](config) / budget - 1
     if abs(off) > _FAR:
       raise UserError(
         f'--match={FLAGS.match}: {value} comes no nearer to the budget than {off:+.0%}; lower '
@@ -129,9 +129,9 @@ def replaced(variable: str) -> Callable[[Config, str, int], Config]:
   def config_of(asked: Config, value: str, budget: int) -> Config:
     asked = asked.replace(**{variable: parsed(variable, value)})
     config = resolve(asked)
-    if not budget or count.BUDGETS[FLAGS.match](config) == budget:
+    if not budget or matching.BUDGETS[FLAGS.match](config) == budget:
       return config
-    match = count.match_d_ff if config.ffn.d_ff else count.match_width
+    match = matching.match_d_ff if config.ffn.d_ff else matching.match_width
     return match(asked, budget, FLAGS.match)
 
   return config_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cells import Cell, state
-from transformer import count
+from transformer import count, matching
 from transformer.config import Config
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ _COLUMNS = {  # column of the plan -> the one that must differ between variants 
 def _row(experiment: Experiment, config: Config) -> dict[str, str]:
   """Column -> what it says of one variant."""
   model, budget = config.model, experiment.budget
-  off = count.BUDGETS[experiment.match](config) / budget - 1 if budget else 0.0
+  off = matching.BUDGETS[experiment.match](config) / budget - 1 if budget else 0.0
   told = (
     f'{model.num_layers:,}',
     f'{model.d_model:,}',

@@ -19,7 +19,7 @@ it from both, encoder:swiglu from the encoder alone, and encoder:6,decoder:2 say
 from __future__ import annotations
 
 from experiments import lab, paired
-from transformer import count, flags, spec
+from transformer import flags, matching, spec
 from transformer.config import Config, resolve
 from transformer.errors import UserError
 
@@ -65,7 +65,7 @@ def config_of(asked: Config, value: str, budget: int) -> Config:
     scaled = {side: units * step * whole[side] / widest for side in named}
     return _config(asked, named, whole | scaled)
 
-  found = count.nearest(at, budget, lab.FLAGS.match)
+  found = matching.nearest(at, budget, lab.FLAGS.match)
   if found is None:
     raise UserError(f'--match={lab.FLAGS.match}: {value} is over the budget of {budget:,}')
   return found

@@ -12,7 +12,7 @@ d_model. The plan shows the aspect d_model / layers.
 from __future__ import annotations
 
 from experiments import lab, paired
-from transformer import count, flags
+from transformer import flags, matching
 from transformer.config import Config, resolve
 from transformer.errors import UserError
 
@@ -28,7 +28,7 @@ def config_of(asked: Config, value: str, budget: int) -> Config:
   asked = asked.replace(**{'model.num_layers': paired.parsed('model.num_layers', value)})
   if not budget:
     return resolve(asked)
-  return count.match_width(asked.replace(**{'ffn.d_ff': 0}), budget, lab.FLAGS.match, head_dim)
+  return matching.match_width(asked.replace(**{'ffn.d_ff': 0}), budget, lab.FLAGS.match, head_dim)
 
 
 def main() -> int:

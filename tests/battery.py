@@ -46,6 +46,8 @@ def _another(field: dataclasses.Field) -> Any:
     return 'prelu'  # it has a parameter, and product takes it
   if field.type == 'bool':
     return not field.default
+  if choices := field.metadata.get('choices'):
+    return next(c for c in choices if c != field.default)
   high = field.metadata.get('high')
   return field.default + 1 if high is None else type(field.default)((field.default or high) / 2)
 

@@ -23,6 +23,16 @@ ODD = {  # between them they have every kind of parameter
   },
   'pattern': {'ffn.ratios': '1,2', 'model.num_kv_heads': 1, 'model.positions': 'relative'},
   'shared': {'ffn.shared': True, 'ffn.activation': 'prelu', 'model.norm_placement': 'sandwich'},
+  'experts': {
+    'moe.experts': 4,
+    'moe.router': 'bias',
+    'moe.shared_experts': 2,
+    'ffn.bias': True,
+    'ffn.hidden_layers': 2,
+    'ffn.activation': 'product(prelu, swish)',
+  },
+  'hash': {'moe.experts': 4, 'moe.router': 'hash(balanced=True)'},
+  'slots': {'moe.experts': 4, 'moe.router': 'soft', 'model.architecture': 'encoder'},
   'encoder': {
     'model.architecture': 'encoder',
     'model.norm': 'layernorm',
@@ -47,7 +57,7 @@ def test_exactly_one_rule_for_every_parameter(name):
   config = (
     resolve(Config().replace(**PRESETS[name])) if name in PRESETS else battery.tiny(**ODD[name])
   )
-  for path, shape in count.shapes(config).items():
+  for path, shape in (count.shapes(config) | count.kept(config)).items():
     rule = axes.param(path)  # raises unless one matches
     assert len(axes.letters(path)) == len(shape)
     of_layers = path.startswith(('layers', 'encoder_layers'))
@@ -59,7 +69,9 @@ def test_exactly_one_rule_for_every_parameter(name):
 
 def test_every_rule_is_used():
   used = {
-    id(axes.param(path)) for odd in ODD.values() for path in count.shapes(battery.tiny(**odd))
+    id(axes.param(path))
+    for odd in (battery.tiny(**odd) for odd in ODD.values())
+    for path in count.shapes(odd) | count.kept(odd)
   }
   shipped = {path: rule for path, rule in axes.PARAMS.items() if not _is_plugins(path)}
   assert used == {id(rule) for rule in shipped.values()}
@@ -140,7 +152,7 @@ def test_parse_mesh(text, mesh):
   ('text', 'message'),
   [
     ('tensr:2', "no axis 'tensr'; did you mean tensor?"),
-    ('x:2', "no axis 'x'; choose from data, fsdp, tensor"),
+    ('x:2', "no axis 'x'; choose from data, expert, fsdp, tensor"),
     ('data:2,data:4', 'axis data is given twice'),
     ('data', "'data' should be axis:size, as in data:4"),
     ('data:0', "'data:0' should be axis:size, as in data:4"),

@@ -69,6 +69,19 @@ CHANGED = {  # a value of every setting that is not the one of BASE
   'ffn.bias': True,
   'ffn.dropout': 0.1,
   'ffn.down_init': 0.0,
+  'moe.experts': 8,
+  'moe.router': 'topk(k=3)',
+  'moe.dispatch': 'dense',
+  'moe.layers': 'every(2)',
+  'moe.encoder_layers': 'last(1)',
+  'moe.shared_experts': 1,
+  'moe.granularity': 2,
+  'moe.group_size': 32,
+  'moe.capacity_factor': 2.0,
+  'moe.eval_capacity_factor': 4.0,
+  'moe.balance_loss': 0.1,
+  'moe.z_loss': 0.0,
+  'moe.allow_noncausal': True,
   'data.source': 'text:*.txt',
   'data.tokenizer': 'byte',
   'data.batch_size': 32,
@@ -130,7 +143,7 @@ BASE = Config().replace(
 
 OF_SOURCE = (
   *('model.num_encoder_layers', 'model.shared_source', 'data.source_len'),
-  *('ffn.encoder_ratios', 'ffn.encoder_activation', 'train.decoded'),
+  *('ffn.encoder_ratios', 'ffn.encoder_activation', 'train.decoded', 'moe.encoder_layers'),
 )
 OF_MASKS = ('model.token_types', 'data.mask_token', 'loss.mask_rate')
 SOURCES = {'model.architecture': 'encoder_decoder', 'data.source': 'stdlib'}
@@ -140,7 +153,9 @@ def where(path: str) -> dict:
   """What makes a setting act, if it does not in a decoder."""
   if path in OF_MASKS:
     return {'model.architecture': 'encoder'}
-  return SOURCES if path in OF_SOURCE else {}
+  of_experts = {'moe.experts': 4} if path.startswith('moe.') and path != 'moe.experts' else {}
+  of_experts |= {'moe.dispatch': 'capacity'} if 'capacity' in path else {}
+  return of_experts | (SOURCES if path in OF_SOURCE else {})
 
 
 def error(function, *args, **kwargs) -> str:
@@ -318,7 +333,7 @@ def test_tiny_is_resolved():
 
 def test_every_traced_number_reaches_the_step():
   """Two configs of one program may differ in nothing that the step cannot read at run time."""
-  config = resolve(Config())
+  config = resolve(Config().replace(**{'moe.experts': 4}))
   for path, value in sort_settings(config, ('traced',)).items():
     # These reach it as key, as batches and as the state it begins with; or come after the last one.
     of_the_host = path.startswith(('seed', 'data.', 'train.init', 'train.decoded'))

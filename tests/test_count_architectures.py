@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests import battery
-from transformer import count
+from transformer import count, matching
 
 BOTH = {'model.architecture': 'encoder_decoder'}
 ENCODER = {'model.architecture': 'encoder'}
@@ -149,14 +149,14 @@ def test_stacks_groups_depths_and_branches():
   assert count.branches(alone, 'layers') == 4
 
 
-@pytest.mark.parametrize('budget', count.BUDGETS)
+@pytest.mark.parametrize('budget', matching.BUDGETS)
 def test_a_budget_is_met_with_a_source_too(budget):
   """d_ff of both stacks gives way; with widths of its own an encoder keeps them."""
-  cost = count.BUDGETS[budget]
+  cost = matching.BUDGETS[budget]
   target = cost(battery.tiny(**BOTH | {'ffn.d_ff': 48}))
   for own in ('', '2'):
     asked = battery.tiny(**BOTH | {'ffn.activation': 'swiglu', 'ffn.encoder_ratios': own})
-    matched = count.match_d_ff(asked, target, budget)
+    matched = matching.match_d_ff(asked, target, budget)
     unit = cost(matched.replace(**{'ffn.d_ff': matched.ffn.d_ff + 1})) - cost(matched)
     assert abs(cost(matched) - target) <= unit / 2
     widths = {group.stack: group.d_ff for group in count.groups(matched)}

@@ -194,7 +194,7 @@ COMPARISONS = {
   '--seeds=0..': "--seeds=0..: expected numbers and ranges, as in '0..3' or '0,2,5'",
   '--seeds=0..2,1': '--seeds=0..2,1: is empty or names a seed twice',
   '--seeds=3..1': '--seeds=3..1: is empty or names a seed twice',
-  '--match=flop': '--match=flop: choose from params, flops, none',
+  '--match=flop': '--match=flop: choose from params, active, flops, none',
   '--ffn.activation=gelu': '--ffn.activation: is varied by this experiment; use --vary',
   '--seed=3': '--seed: is varied by this experiment; use --seeds',
 }

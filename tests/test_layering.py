@@ -26,6 +26,7 @@ LAYERS = {
       'count',
       'files',
       'flags',
+      'matching',
       'memory',
       'parametrization',
       'plugin',
@@ -35,11 +36,35 @@ LAYERS = {
     0,
   ),
   **dict.fromkeys(
-    ('activations', 'layers', 'positions', 'attention', 'ffn', 'params', 'block', 'model', 'ops'),
+    (
+      *(
+        'activations',
+        'layers',
+        'positions',
+        'attention',
+        'ffn',
+        'params',
+        'block',
+        'model',
+        'ops',
+      ),
+      *('moe', 'routers', 'dispatch'),
+    ),
     1,
   ),
   **dict.fromkeys(
-    ('loss', 'objective', 'optimizer', 'schedules', 'state', 'step', 'parallel', 'population'), 2
+    (
+      'health',
+      'loss',
+      'objective',
+      'optimizer',
+      'schedules',
+      'state',
+      'step',
+      'parallel',
+      'population',
+    ),
+    2,
   ),
 }
 HOST, LAUNCH, EXPERIMENTS, TESTS = 3, 3, 4, 5

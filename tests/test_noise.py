@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import battery
-from transformer import count, model
+from transformer import count, model, objective
 from transformer.config import Config
 
 NOISE = {'model.dropout': 0.3, 'model.stochastic_depth': 0.4, 'ffn.dropout': 0.2}
@@ -43,7 +43,7 @@ def logits(config: Config, noise_B: jax.Array | None, order=slice(None)) -> np.n
 @pytest.mark.parametrize('name', [*NOISE, ''])
 def test_whether_training_draws_anything(name):
   config = battery.tiny(**{name: NOISE[name]} if name else {})
-  assert model.uses_noise(config) == bool(name)
+  assert objective.uses_noise(config) == bool(name)
 
 
 @pytest.mark.parametrize('name', NOISE)

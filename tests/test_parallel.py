@@ -110,7 +110,8 @@ class Run:
       self.metrics.append(jax.device_get(metrics))
       self.compiled.append(len(seconds))
     held_out = self.program.put(batches(self.config)[0])
-    self.evaluated = np.asarray(self.program.eval_step(self.state.params, held_out))
+    sums = self.program.eval_step(self.state.params, held_out)
+    self.evaluated = np.array([sums['nats'], sums['targets']])
     self.fetched = jax.device_get(self.program.executor.fetch(self.state))
 
 

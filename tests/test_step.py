@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,8 +67,8 @@ def oracle_objective(config: Config, weights: dict, tokens: np.ndarray) -> float
 def gradient(config: Config, current: TrainState, batch: dict) -> dict[str, np.ndarray]:
   """Of the mean over all targets, without dropout."""
   loss = lambda p: step.loss_sums(config, p, current.hyper, batch['tokens'], None)  # noqa: E731
-  grads, (_, count) = jax.jit(jax.grad(loss, has_aux=True))(current.params)
-  return {path: np.float64(g) / float(count) for path, g in battery.flat(grads).items()}
+  grads, sums = jax.jit(jax.grad(loss, has_aux=True))(current.params)
+  return {path: np.float64(g) / float(sums['targets']) for path, g in battery.flat(grads).items()}
 
 
 class TestOneStep:
@@ -118,7 +119,7 @@ class TestOneStep:
     plain = oracle_loss(config, weights, batch['tokens'])
     assert metrics['train/loss'].tolist() == pytest.approx(list(plain), rel=1e-5)
     held_out = step.eval_step(config, current.params, batch, lambda x: x)
-    assert held_out.tolist() == pytest.approx(list(plain), rel=1e-5)
+    assert pair(held_out) == pytest.approx(list(plain), rel=1e-5)
     assert abs(mean(0) - plain[0] / plain[1]) > 0.1  # negative control
 
   def test_update_against_the_paper(self):
@@ -309,34 +310,44 @@ def test_eval_step_sums_and_evaluates():
   weights = jax.device_get(create(config).params)
   evaluate = jax.jit(lambda p, b: step.eval_step(config, p, b, lambda x: x))
   got = evaluate(weights, batch_of(config))
-  assert got.dtype == np.float32
+  assert got['nats'].dtype == np.float32 and got['routed'] == {}
   expected = oracle_loss(config, weights, batch_of(config)['tokens'])
-  assert got.tolist() == pytest.approx(list(expected), rel=1e-5)
+  assert pair(got) == pytest.approx(list(expected), rel=1e-5)
   halves = [batch_of(config), batch_of(config)]
   halves[0]['tokens'][4:], halves[1]['tokens'][:4] = -1, -1
-  assert sum(evaluate(weights, b) for b in halves).tolist() == pytest.approx(got.tolist(), rel=1e-6)
+  both = jax.tree.map(np.add, *(evaluate(weights, b) for b in halves))
+  assert pair(both) == pytest.approx(pair(got), rel=1e-6)
   poked = evaluate(battery.poke(weights, 'layers/ffn/down'), batch_of(config))
-  assert abs(float(poked[0]) - expected[0]) > 1e-3  # negative control
+  assert abs(pair(poked)[0] - expected[0]) > 1e-3  # negative control
+
+
+def pair(sums: dict) -> list[float]:
+  return [float(sums['nats']), float(sums['targets'])]
 
 
 def test_extra_losses_are_weighed_by_targets(monkeypatch):
-  """An auxiliary loss a joins each target's: the mean objective is cross-entropy + a."""
+  """A loss of a row counts for each of its targets, times its weight, and layers add up."""
   from transformer import ffn
 
   config = battery.tiny()
   current, tokens = create(config), batch_of(config)['tokens']
-  plain, (nats, count) = step.loss_sums(config, current.params, current.hyper, tokens, None)
+  hyper = {**current.hyper, 'moe.extra_loss': 0.1}
+  plain, sums = step.loss_sums(config, current.params, hyper, tokens, None)
+  nats = sums['nats']
   assert plain == nats
   original = ffn.FFN.__call__
 
   def with_loss(self, x, noise_B=None):
     y, _ = original(self, x, noise_B)
-    return y, ffn.Aux({'extra': x.dtype.type(0.25)}, {})
+    return y, ffn.Aux({'extra': jnp.arange(8.0)}, {})
 
   monkeypatch.setattr(ffn.FFN, '__call__', with_loss)
-  total, (again, _) = step.loss_sums(config, current.params, current.hyper, tokens, None)
-  assert again == pytest.approx(float(nats))
-  assert total == pytest.approx(float(nats + count * 2 * 0.25))  # of two layers
+  total, again = step.loss_sums(config, current.params, hyper, tokens, None)
+  assert again['nats'] == pytest.approx(float(nats))
+  targets_B = np.sum(np.asarray(tokens)[:, 1:] >= 0, axis=1)
+  extra = 2 * np.sum(np.arange(8) * targets_B)  # of two layers
+  assert again['extra'] == pytest.approx(extra)
+  assert total == pytest.approx(float(nats + 0.1 * extra))
 
 
 def test_the_embedding_gradient_of_a_frequent_token_survives_bfloat16():

@@ -16,6 +16,7 @@ MESH_AXES = {
   'data': 'batches',
   'fsdp': 'batches, and parameters along d_model',
   'tensor': 'heads, FFN hidden units and vocabulary',
+  'expert': 'batches, and experts',
 }
 
 
@@ -29,7 +30,7 @@ class Letter:
 
 
 LETTERS = {
-  'B': Letter('batch, sequences', activation=('data', 'fsdp')),
+  'B': Letter('batch, sequences', activation=('data', 'fsdp', 'expert')),
   'T': Letter('query tokens'),
   'S': Letter('key tokens'),
   'D': Letter('d_model', parameter=('fsdp',)),
@@ -40,6 +41,10 @@ LETTERS = {
   'H': Letter('head width'),
   'V': Letter('vocabulary', ('tensor',), ('tensor',)),
   'L': Letter('layers'),
+  'E': Letter('experts', ('expert',), ('expert',)),
+  'G': Letter('routing groups, or all of a device', activation=('data', 'fsdp', 'expert')),
+  'C': Letter('capacity, places of an expert'),
+  'R': Letter('choices, experts a token'),
   'U': Letter('buckets of relative distance'),
   'W': Letter('width of the values of a head'),
   'A': Letter('token types'),
@@ -82,11 +87,20 @@ PARAMS = {  # pattern of the last two names of a path -> rule; exactly one must 
   r'(cross_)?attention/value_bias': Param('KW', init=0.0, decay=False),
   r'(cross_)?attention/out_bias': Param('D', init=0.0, decay=False),
   r'(query|key)_norm/scale': Param('H', init=1.0, decay=False),
-  r'ffn/(up|gate)': Param('DF', 'D'),
-  r'ffn/middle_(up|gate)': Param('FM', 'F'),
-  r'ffn/down': Param('FD', 'F', residual=True),
-  r'ffn/(middle_)?(up|gate)_bias': Param('F', init=0.0, decay=False),
-  r'ffn/down_bias': Param('D', init=0.0, decay=False),
+  r'(ffn|shared)/(up|gate)': Param('DF', 'D'),
+  r'(ffn|shared)/middle_(up|gate)': Param('FM', 'F'),
+  r'(ffn|shared)/down': Param('FD', 'F', residual=True),
+  r'(ffn|shared)/(middle_)?(up|gate)_bias': Param('F', init=0.0, decay=False),
+  r'(ffn|shared)/down_bias': Param('D', init=0.0, decay=False),
+  r'experts/(up|gate)': Param('EDF', 'D'),
+  r'experts/middle_(up|gate)': Param('EFM', 'F'),
+  r'experts/down': Param('EFD', 'F', residual=True),
+  r'experts/(middle_)?(up|gate)_bias': Param('EF', init=0.0, decay=False),
+  r'experts/down_bias': Param('ED', init=0.0, decay=False),
+  r'ffn/router': Param('DE', 'D'),
+  r'ffn/router_bias': Param('E', init=0.0, decay=False),
+  r'ffn/router_table': Param('V', init=0.0, decay=False),
+  r'ffn/router_slots': Param('DEC', 'D'),
   r'head/transform': Param('DO', 'D'),
   r'head/transform_bias': Param('D', init=0.0, decay=False),
   r'(?!query|key)\w*norm/scale': Param('D', init=1.0, decay=False),
@@ -110,6 +124,11 @@ def param(path: str) -> Param:
 def stacked(path: str) -> bool:
   """Whether a parameter is a layer's, and so has a leading axis of layers."""
   return path.startswith(('layers', 'encoder_layers'))
+
+
+def stack_of(path: str) -> str:
+  """The letters of the leading axes along which a parameter is many of its kind: L, LE or none."""
+  return letters(path)[: stacked(path) + ('/experts/' in path)]
 
 
 def letters(path: str) -> str:

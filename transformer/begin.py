@@ -10,6 +10,7 @@ import numpy as np
 from transformer.checkpoint import load_params, load_state
 from transformer.config import Config
 from transformer.errors import UserError
+from transformer.params import like
 from transformer.runs import Origin
 from transformer.state import TrainState
 
@@ -47,8 +48,9 @@ def begin(config: Config, origin: Origin, fresh: TrainState) -> tuple[TrainState
     counters = dict(bad_steps=fresh.bad_steps, skipped=fresh.skipped)
     begun = theirs.replace(key=fresh.key, hyper=fresh.hyper, **counters)
   else:
-    _, weights = load_params(folder, step)
-    begun = fresh.replace(params=weights, ema=weights if fresh.ema else {})
+    _, tree = load_params(folder, step)
+    weights, kept = like(tree, fresh.params), like(tree, fresh.model_state)
+    begun = fresh.replace(params=weights, model_state=kept, ema=weights if fresh.ema else {})
   record = {
     'folder': str(origin.folder.absolute()),
     'step': step,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -12,8 +11,9 @@ import jax
 from transformer import count, parametrization
 from transformer.attention import Attention
 from transformer.config import Config
-from transformer.ffn import FFN, Aux
+from transformer.ffn import Aux, feed_forward
 from transformer.layers import Norm, drop_branch, dropout, fold, keep, observe, shard
+from transformer.moe import MoE
 from transformer.ops.product import Product, product
 
 _SITES = {
@@ -27,12 +27,13 @@ _SITES = {
 class Context:
   """What all layers of a stack share.
 
-  mask_BTS, bias_NTS: which keys attention sees, and what is added to its scores. positions_BT: of
-  the tokens in their documents. noise_B: a key per row, in training. shared_ffn: the weights of one
-  FFN for all. memory_BSD: what cross-attention looks at, memory_mask_BTS where. slot: where keys
-  and values are kept. All but mask and positions may be None.
+  ids_BT: of the tokens, below 0 for padding. mask_BTS, bias_NTS: which keys attention sees, what is
+  added to its scores. positions_BT: of the tokens in their documents. noise_B: a key per row, in
+  training. shared_ffn: the weights of one FFN for all. memory_BSD: what cross-attention looks at,
+  memory_mask_BTS where. slot: where keys and values are kept. All from bias_NTS on may be None.
   """
 
+  ids_BT: jax.Array
   mask_BTS: jax.Array
   positions_BT: jax.Array
   bias_NTS: jax.Array | None = None
@@ -75,7 +76,10 @@ class Block(nn.Module):
 
     def feed(x_BTD: jax.Array) -> jax.Array:
       nonlocal aux
-      if context.shared_ffn is None:
+      if self.group.experts:
+        network = MoE(self.config, self.group, product=self.product, name='ffn')
+        y_BTD, aux = network(x_BTD, context.ids_BT, layer, noise_B)
+      elif context.shared_ffn is None:
         network = feed_forward(self.config, self.group, product=self.product, name='ffn')
         y_BTD, aux = network(x_BTD, noise_B)
       else:
@@ -151,19 +155,4 @@ def _attention(config: Config, group: count.Group, name: str, product: Product) 
     cross=name == 'cross_attention',
     product=product,
     name=name,
-  )
-
-
-def feed_forward(config: Config, group: count.Group, **module: Any) -> FFN:
-  """The feed-forward network of the layers of a group."""
-  f = config.ffn
-  return FFN(
-    d_ff=group.d_ff,
-    activation=count.activation(config, group.stack),
-    bias=f.bias,
-    hidden_layers=f.hidden_layers,
-    dropout=f.dropout,
-    down_init=f.down_init,
-    branches=count.branches(config, group.stack),
-    **module,
   )

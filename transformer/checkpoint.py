@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from transformer.errors import UserError
+from transformer.params import merge
 from transformer.runs import saved_steps
 from transformer.state import TrainState
 
@@ -115,7 +116,7 @@ def load_params(folder: Path, step: int | None = None) -> tuple[int, dict[str, A
     tree = reader.metadata(path).item_metadata
     restore = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(tree))
     found = reader.restore(path, restore)
-    return step, found.get('ema') or found['params']
+    return step, merge(found.get('ema') or found['params'], found.get('model_state') or {})
 
 
 def save_state(path: Path, state: TrainState) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
 from transformer import axes, spec
-from transformer.config import Config, ratios, resolve, widths
-from transformer.errors import UserError
+from transformer.config import Config, routing, widths
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Group:
   name: that of its stack, or '<stack>_<first>' where not all layers of it are equal. first: number
   of its first layer in the stack. size: how many. d_ff: their hidden width, 0 where they have no
   FFN. stack: 'layers', or 'encoder_layers' for the encoder of an encoder_decoder. before: layers of
-  the stacks before its own.
+  the stacks before its own. experts: how many their FFN is made of, each d_ff wide; 0: it is dense.
   """
 
   name: str
@@ -34,6 +32,7 @@ class Group:
   d_ff: int
   stack: str = 'layers'
   before: int = 0
+  experts: int = 0
 
 
 def stacks(config: Config) -> list[str]:
@@ -63,13 +62,15 @@ def groups(config: Config) -> list[Group]:
   """The layers of a resolved config, in the order of the forward pass."""
   found, before = [], 0
   for stack in stacks(config):
-    runs, first = [], 0
-    for d_ff, members in itertools.groupby(widths(config, encoder=stack == 'encoder_layers')):
-      runs.append((first, len(list(members)), d_ff))
+    encoder, runs, first = stack == 'encoder_layers', [], 0
+    shapes = zip(widths(config, encoder), routing.moe_layers(config, encoder), strict=True)
+    for (d_ff, wanted), members in itertools.groupby(shapes):
+      split = (routing.experts(config), d_ff // config.moe.granularity) if wanted and d_ff else ()
+      runs.append((first, len(list(members)), *(split or (0, d_ff))))
       first += runs[-1][1]
-    for run in runs:
-      name = stack if len(runs) == 1 else f'{stack}_{run[0]}'
-      found.append(Group(name, *run, stack, before))
+    for first_of, size, experts, d_ff in runs:
+      name = stack if len(runs) == 1 else f'{stack}_{first_of}'
+      found.append(Group(name, first_of, size, d_ff, stack, before, experts))
     before += first
   return found
 
@@ -93,6 +94,7 @@ def sizes(config: Config) -> dict[str, int]:
     'W': m.v_head_dim or m.head_dim,
     'A': m.token_types,
     'O': m.d_model,
+    'E': routing.experts(config),
   }
 
 
@@ -113,8 +115,17 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     add([f'{side}positions/{leaf}' for leaf in positions])
     add([f'{side}embed_norm/{leaf}' for leaf in norm if m.embedding_norm])
   for group in groups(config):
-    width = dict(F=group.d_ff, M=group.d_ff, L=group.size)
-    add([f'{group.name}/{path}' for path in _block(config, group, norm)], **width)
+    own = dict(F=group.d_ff, M=group.d_ff, L=group.size)
+    add([f'{group.name}/{path}' for path in _block(config, group, norm)], **own)
+    if group.experts:
+      add(
+        [f'{group.name}/{path}' for path in _experts(config, group)], **own, C=_slots(config, group)
+      )
+      wide = dict(
+        F=config.moe.shared_experts * group.d_ff, M=config.moe.shared_experts * group.d_ff
+      )
+      leaves = ffn_leaves(config, group.stack) if config.moe.shared_experts else []
+      add([f'{group.name}/ffn/shared/{leaf}' for leaf in leaves], **own | wide)
   if config.ffn.shared:
     add([f'ffn/{leaf}' for leaf in ffn_leaves(config)])
   if m.norm_placement != 'post':
@@ -133,7 +144,7 @@ def _block(config: Config, group: Group, norm: tuple[str, ...]) -> list[str]:
   members = branch_names(config, group)
   for branch in members:
     if branch == 'ffn':
-      own = not config.ffn.shared
+      own = not config.ffn.shared and not group.experts
       paths += [f'ffn/{leaf}' for leaf in ffn_leaves(config, group.stack) if own]
       continue
     biased = ('query', 'key', 'value', 'out')[: 4 if m.bias else 3 if m.qkv_bias else 0]
@@ -143,6 +154,36 @@ def _block(config: Config, group: Group, norm: tuple[str, ...]) -> list[str]:
   norms = ['block'] if m.parallel_branches else list(members)
   norms += [f'{branch}_out' for branch in members if m.norm_placement == 'sandwich']
   return paths + [f'{name}_norm/{leaf}' for name in norms for leaf in norm]
+
+
+def _experts(config: Config, group: Group) -> list[str]:
+  """Paths of the parameters of the router and the experts of a block of a group."""
+  trained = [name for name, trained in routing.router(config).weights.items() if trained]
+  leaves = ffn_leaves(config, group.stack)
+  return [f'ffn/{name}' for name in trained] + [f'ffn/experts/{leaf}' for leaf in leaves]
+
+
+def kept(config: Config) -> dict[str, tuple[int, ...]]:
+  """Path -> shape of what routers keep between steps, which no gradient changes."""
+  names = [n for n, trained in routing.router(config).weights.items() if not trained]
+  size = sizes(config)
+  return {
+    path: tuple((size | dict(L=group.size))[c] for c in axes.letters(path))
+    for group in groups(config)
+    for path in (f'{group.name}/ffn/{name}' for name in names)
+    if group.experts
+  }
+
+
+def _length(config: Config, group: Group) -> int:
+  """Tokens of the sequences of a group's stack."""
+  return sizes(config)['S' if group.stack == 'encoder_layers' else 'T']
+
+
+def _slots(config: Config, group: Group) -> int:
+  """Slots of each expert under soft routing."""
+  length = routing.group_length(config, _length(config, group))
+  return routing.capacity(config, length, training=True)
 
 
 def branch_names(config: Config, group: Group) -> list[str]:
@@ -179,15 +220,47 @@ def params(config: Config) -> int:
 def params_by_part(config: Config) -> dict[str, int]:
   """Parameters of 'embedding', 'attention', 'ffn' and 'norms'; logits belong to the embedding.
 
-  'cross-attention' where there is a source.
+  'cross-attention' where there is a source, 'router', 'experts', 'shared experts' where there are.
   """
   cross = {'cross-attention': 0} if stacks(config)[1:] else {}
   parts = {'embedding': 0, 'attention': 0, **cross, 'ffn': 0, 'norms': 0}
+  if any(group.experts for group in groups(config)):
+    parts |= {'router': 0, 'experts': 0}
+    parts |= {'shared experts': 0} if config.moe.shared_experts else {}
+  names = {'shared': 'shared experts', 'cross_attention': 'cross-attention'}
   for path, shape in shapes(config).items():
-    owner = path.split('/')[-2].replace('_attention', '-attention')
-    part = 'norms' if owner.endswith('norm') else owner if owner in parts else 'embedding'
+    owner, leaf = path.split('/')[-2:]
+    part = 'router' if leaf.startswith('router') else names.get(owner, owner)
+    part = 'norms' if owner.endswith('norm') else part if part in parts else 'embedding'
     parts[part] += prod(shape)
   return parts
+
+
+def active_params(config: Config) -> int:
+  """Parameters that one token meets: of the experts those it is routed to, else all.
+
+  Where experts choose tokens, as many as a token has on average; under soft routing as many as
+  there are slots a token, at most all.
+  """
+  idle = 0.0
+  for group in groups(config):
+    if group.experts:
+      each = sum(
+        prod(shape)
+        for path, shape in shapes(config).items()
+        if path.startswith(f'{group.name}/ffn/experts/')
+      )
+      idle += each * (1 - min(1.0, active(config, group) / group.experts))
+  return round(params(config) - idle)
+
+
+def active(config: Config, group: Group) -> float:
+  """Experts that compute a token of a group of layers, on average."""
+  variant = routing.router(config)
+  if variant.decision == 'token':
+    return routing.choices(config)
+  length = routing.group_length(config, _length(config, group))
+  return group.experts * routing.capacity(config, length, training=True) / length
 
 
 def flops_by_part(config: Config) -> dict[str, int]:
@@ -204,24 +277,42 @@ def flops_by_part(config: Config) -> dict[str, int]:
       queries, keys = 2 * n['D'] * n['N'] * widths_HW, 2 * n['D'] * n['K'] * widths_HW
       per_row['cross-attention projections'] += layers * (n['T'] * queries + n['S'] * keys)
       per_row['cross-attention scores'] += layers * n['T'] * 2 * n['S'] * n['N'] * widths_HW
-    per_row['ffn'] += length * _ffn_flops(config, stack)
+    own = [group for group in groups(config) if group.stack == stack]
+    per_row['ffn'] += length * sum(_ffn_flops(config, group) for group in own)
   if config.model.head == 'transform':
     per_row['head'] += n['T'] * 2 * n['D'] * n['O']
   per_row['logits'] += n['T'] * 2 * n['D'] * n['V']
   return {part: _ratio(flops, n['T']) for part, flops in per_row.items()}
 
 
-def _ffn_flops(config: Config, stack: str) -> int:
-  """Of all feed-forward networks of a stack, per token of that stack."""
-  inputs = len(spec.parse('ffn.activation', activation(config, stack)).inputs)
+def _ffn_flops(config: Config, group: Group) -> float:
+  """Of the feed-forward networks of a group of layers, per token of their stack."""
+  inputs, D = (
+    len(spec.parse('ffn.activation', activation(config, group.stack)).inputs),
+    sizes(config)['D'],
+  )
   between = inputs * (config.ffn.hidden_layers - 1)
-  found = widths(config, encoder=stack == 'encoder_layers')
-  return 2 * sum(((inputs + 1) * config.model.d_model + between * d_ff) * d_ff for d_ff in found)
+
+  def network(width: int) -> int:
+    return 2 * ((inputs + 1) * D + between * width) * width
+
+  if not group.experts:
+    return group.size * network(group.d_ff)
+  many, wide = active(config, group), network(config.moe.shared_experts * group.d_ff)
+  return group.size * (many * network(group.d_ff) + wide + _router_flops(config, group))
 
 
-def _ratio(a: int, b: int) -> int | float:
-  """a / b, exact where b divides a."""
-  return a // b if a % b == 0 else a / b
+def _router_flops(config: Config, group: Group) -> float:
+  """Of scores; under soft routing also of the mixtures that fill slots and make up tokens."""
+  D = config.model.d_model
+  if routing.router(config).decision == 'soft':
+    return 3 * 2 * D * group.experts * _slots(config, group)
+  return 2 * D * group.experts * ('router' in routing.router(config).weights)
+
+
+def _ratio(a: float, b: int) -> int | float:
+  """a / b, whole where b divides a."""
+  return int(a // b) if a % b == 0 else a / b
 
 
 def flops_per_token(config: Config) -> int:
@@ -242,114 +333,3 @@ def train_tokens(config: Config) -> int:
 def train_flops(config: Config) -> float:
   """Training FLOPs of a whole run."""
   return float(flops_per_token(config)) * train_tokens(config)
-
-
-BUDGETS = {'params': params, 'flops': flops_per_token}
-
-
-def match_d_ff(config: Config, target: int, budget: str) -> Config:
-  """Returns `config` with the d_ff whose `budget` ('params' or 'flops') is nearest to `target`.
-
-  d_ff stays a multiple of ffn.multiple_of. With --ffn.ratios all layers scale together.
-  """
-  step = config.ffn.multiple_of
-
-  def at(units: int) -> Config:
-    return resolve(config.replace(**{'ffn.d_ff': units * step}))
-
-  found = nearest(at, target, budget)
-  if found is None:
-    raise UserError(
-      f'--match={budget}: {config.ffn.activation} at d_model={config.model.d_model} is over the '
-      f'budget of {target:,} even with d_ff={step}; choose another --baseline or --match=none'
-    )
-  return found
-
-
-def nearest(at: Callable[[int], Config], target: int, budget: str) -> Config | None:
-  """at(n) of the n from 1 on whose cost is nearest to `target`; None if at(1) is well over it.
-
-  Cost must grow with n.
-  """
-  cost, low, high = BUDGETS[budget], 1, 2
-  if cost(at(1)) > target + (cost(at(2)) - cost(at(1))) / 2:
-    return None
-  while cost(at(high)) <= target:
-    low, high = high, 2 * high
-  while high - low > 1:
-    middle = (low + high) // 2
-    low, high = (middle, high) if cost(at(middle)) <= target else (low, middle)
-  return min((at(low), at(high)), key=lambda c: abs(cost(c) - target))
-
-
-def match_width(config: Config, target: int, budget: str, head_dim: int = 0) -> Config:
-  """Returns `config` with the d_model whose `budget` is nearest to `target`, its width ratio kept.
-
-  config: as asked: ffn.ratio or ffn.ratios tell the ratio, and d_ff is solved for. head_dim: 0
-  keeps the number of heads, and their width follows d_model; else their number follows d_model, so
-  that they stay about this wide.
-  d_model and head widths are even, which is too coarse to meet a budget, so d_ff takes up the
-  remainder: as little as may be, though up to 2 % of it for heads that fill d_model.
-  """
-  pattern = ratios(config)
-  ratio, cost = sum(pattern) / len(pattern), BUDGETS[budget]
-
-  def at(d_model: int, wider: int = 0) -> Config:
-    d_ff = max(1, round(ratio * d_model)) if ratio else 0
-    shape = _heads(config, d_model, head_dim, wider) | {'model.d_model': d_model}
-    return resolve(config.replace(**shape, **{'ffn.d_ff': d_ff}))
-
-  def miss(c: Config) -> tuple[float, int, float]:
-    uneven = abs(c.model.num_heads * c.model.head_dim - c.model.d_model) if c.model.num_heads else 0
-    off = abs(cost(c) - target)
-    if not ratio:
-      return max(off / target, 0.004), uneven, off / target
-    width, step = c.ffn.d_ff, c.ffn.multiple_of
-    slope = (cost(resolve(c.replace(**{'ffn.d_ff': width + step}))) - cost(c)) / step
-    return max(off / slope / width, 0.02), uneven, off / slope / width
-
-  near = nearest(lambda units: at(2 * units), target, budget)
-  if near is None or cost(at(2)) > target:
-    raise UserError(f'--match={budget}: ratio {ratio:g} is over the budget of {target:,}')
-  middle, reach = near.model.d_model, 2 * max(config.model.num_heads, 1)
-  widths_near = range(max(2, middle - reach), middle + reach + 1, 2)
-  by = (2 if ratio else 4) if config.model.num_heads else 0  # without d_ff all is up to the heads
-  best = min((at(d, w) for d in widths_near for w in range(-by, by + 1, 2)), key=miss)
-  return match_d_ff(best, target, budget) if ratio else best
-
-
-def _heads(config: Config, d_model: int, head_dim: int, wider: int) -> dict[str, int]:
-  """Heads for another d_model, as many or as wide as before, groups of queries as they are."""
-  heads = config.model.num_heads
-  if not heads:
-    return {}
-  group = heads // (config.model.num_kv_heads or heads)
-  if head_dim:
-    heads = group * max(1, round(d_model / head_dim / group))
-  return {
-    'model.num_heads': heads,
-    'model.num_kv_heads': heads // group,
-    'model.head_dim': max(2, 2 * round(d_model / heads / 2) + wider),
-  }
-
-
-def match_depth(config: Config, target: int, budget: str) -> Config:
-  """Returns `config` with the depth whose `budget` is nearest to `target`, its ratio kept.
-
-  config: as asked. Depth moves in whole layers, with --ffn.ratios by as many as it names, and
-  absorbs most; d_model takes up the remainder (match_width).
-  """
-  text, cost = config.ffn.ratios, BUDGETS[budget]
-  step = 1 if text.startswith('ramp') else len(text.split(','))
-
-  def at(units: int) -> Config:
-    return resolve(config.replace(**{'model.num_layers': units * step, 'ffn.d_ff': 0}))
-
-  if cost(at(1)) == cost(at(2)):
-    raise UserError(f'--match={budget}: more layers cost nothing where all share their parameters')
-  near = nearest(at, target, budget)
-  if near is None:
-    least = 'one layer is' if step == 1 else f'{step} layers are'
-    raise UserError(f'--match={budget}: {least} over the budget of {target:,}')
-  layers = near.model.num_layers
-  return match_width(config.replace(**{'model.num_layers': layers}), target, budget)

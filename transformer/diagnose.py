@@ -51,7 +51,7 @@ def ffn_statistics(config: Config, params: dict, batch: step.Batch) -> dict[str,
     present[stack] = (asked.arguments[0] >= 0).astype(jnp.float32)
   parts = {}
   for group in count.groups(config):
-    if group.d_ff:
+    if group.d_ff and not group.experts:  # of experts router/… tells
       kept = seen['diagnostics'][group.name]
       own = params['ffn'] if config.ffn.shared else params[group.name]['ffn']
       weights_N, kind = present[group.stack].reshape(-1), count.activation(config, group.stack)
@@ -183,12 +183,12 @@ def examine(config: Config, state: TrainState, batch: step.Batch) -> dict[str, d
   Stages: weights, forward, loss, gradient, gradient norm (over all of it), update (what is added to
   the weights), new weights.
   """
-  grads, (loss_sum, targets) = step.gradient(config, state, batch, lambda x: x)
+  grads, sums = step.gradient(config, state, batch, lambda x: x)
   rate = optimizer.learning_rate(config, state.step, state.hyper)
   params, _, norm = optimizer.update(
     config, grads, state.opt_state, state.params, state.hyper, rate
   )
-  single = {'loss': loss_sum / jnp.maximum(targets, 1.0), 'gradient norm': norm}
+  single = {'loss': sums['nats'] / jnp.maximum(sums['targets'], 1.0), 'gradient norm': norm}
   update = jax.tree.map(jnp.subtract, params, state.params)
   trees = {'weights': state.params, 'gradient': grads, 'update': update, 'new weights': params}
   found = {stage: _by_layer(config, _sizes(tree), 0.0) for stage, tree in trees.items()}
@@ -203,7 +203,7 @@ def _observed(config: Config, state: TrainState, batch: step.Batch) -> dict[str,
   def one(part: step.Batch) -> dict:
     noise_B = step.row_noise(config, key, part)
     asked = objective.example(config, part['tokens'], noise_B)
-    return step.forward(config, state.params, asked, noise_B, watch=('observed',))[1]['observed']
+    return step.forward(config, state.variables, asked, noise_B, watch=('observed',))[1]['observed']
 
   seen = jax.lax.map(one, step.micro_batches(batch, config.train.accumulate))
   merge = {'largest': jnp.max, 'finite': jnp.all}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,11 +47,21 @@ def dropout(x: jax.Array, noise_B: jax.Array | None, rate: float, site: int) -> 
   """
   if noise_B is None or rate == 0.0:
     return x
+  return dropped(x, kept(noise_B, rate, site, x.shape[1:]), rate)
 
-  def keep(key: jax.Array) -> jax.Array:
-    return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x.shape[1:])
 
-  return jnp.where(jax.vmap(keep)(noise_B), x / (1.0 - rate), 0.0).astype(x.dtype)
+def kept(noise_B: jax.Array, rate: float, site: int, shape: tuple[int, ...]) -> jax.Array:
+  """Which entries (B, *shape) a dropout keeps."""
+
+  def of_row(key: jax.Array) -> jax.Array:
+    return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, shape)
+
+  return jax.vmap(of_row)(noise_B)
+
+
+def dropped(x: jax.Array, kept: jax.Array, rate: float) -> jax.Array:
+  """x with entries that are not kept at 0, and the rest scaled by 1/(1 − rate)."""
+  return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def drop_branch(y: jax.Array, noise_B: jax.Array | None, rate: jax.Array, site: int) -> jax.Array:
@@ -120,10 +132,21 @@ def order_name(path: str) -> str:
 
 def shard(x: jax.Array, letters: str) -> jax.Array:
   """Lays an activation over the current mesh by the letter table; without one, does nothing."""
-  mesh = jax.sharding.get_abstract_mesh()
-  ours = {name: mesh.shape[name] for name in mesh.axis_names if name in axes.MESH_AXES}
+  ours = _mesh_axes()
   if not ours:
     return x
   return jax.lax.with_sharding_constraint(
     x, PartitionSpec(*axes.partition(letters, x.shape, ours, parameter=False))
   )
+
+
+def shares(groups: int) -> int:
+  """How many devices of the current mesh share out so many routing groups, or rows of a batch."""
+  (parts,) = axes.partition('G', (groups,), _mesh_axes(), parameter=False)
+  return math.prod(_mesh_axes()[axis] for axis in parts or ())
+
+
+def _mesh_axes() -> dict[str, int]:
+  """Axis -> size of the current mesh; {} without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return {name: mesh.shape[name] for name in mesh.axis_names if name in axes.MESH_AXES}

@@ -32,9 +32,8 @@ def _moments(optimizer: object, path: str, shape: tuple[int, ...]) -> int:
 
 def _factored(optimizer: object, path: str, shape: tuple[int, ...]) -> int:
   """A row and a column of a matrix whose heads and head width are one dimension, layer by layer."""
-  letters, layers = axes.letters(path), 1
-  if letters.startswith('L'):
-    letters, (layers, *shape) = letters[1:], shape
+  stack = len(axes.stack_of(path))
+  letters, layers, shape = axes.letters(path)[stack:], prod(shape[:stack]), shape[stack:]
   if heads := re.search('[NK][HW]', letters):
     shape = (*shape[: heads.start()], prod(shape[slice(*heads.span())]), *shape[heads.end() :])
   if len(shape) < 2 or min(shape) < optimizer.factor_from:

@@ -65,7 +65,7 @@ class MetricsLog:
     # By lines, so that a reader sees each row at once, and a kill takes half of one at most.
     self._file = open(folder / FILE, 'a', 1, encoding='utf-8')  # noqa: SIM115 (closed in close)
     self._boards = boards
-    self._sums = {name: list(pair) for name, pair in saved.get('sums', {}).items()}
+    self._sums = {n: np.array(pair, np.float64) for n, pair in saved.get('sums', {}).items()}
     self._recent = deque(saved.get('losses', ()), _WINDOW)
     self.spikes = saved.get('spikes', 0)  # in all
     self._every, self._tokens = every, tokens
@@ -77,7 +77,8 @@ class MetricsLog:
   @property
   def state(self) -> dict:
     """What the rows to come depend on: sums fetched that are not yet a row, recent losses."""
-    return {'sums': self._sums, 'losses': list(self._recent), 'spikes': self.spikes}
+    sums = {name: pair.tolist() for name, pair in self._sums.items()}
+    return {'sums': sums, 'losses': list(self._recent), 'spikes': self.spikes}
 
   def add(self, step: int, metrics: dict[str, jax.Array], more: dict | None = None) -> None:
     """Takes note of a step's metrics, still on the device: name -> (sum, count).
@@ -147,15 +148,13 @@ class MetricsLog:
       self._recent.append(total / count)
     self.spikes += spike
     for name, pair in (values | {'train/spikes': (spike, 1.0)}).items():
-      into = self._sums.setdefault(name, [0.0, 0.0])
-      into[0] += float(pair[0])
-      into[1] += float(pair[1])
+      self._sums[name] = self._sums.get(name, 0.0) + np.asarray(pair, np.float64)
 
   def _row(self, step: int) -> None:
     sums, self._sums = self._sums, {}
-    row = {n: total / count for n, (total, count) in sums.items() if count and '/' in n}
+    row = means({name: pair for name, pair in sums.items() if '/' in name})
     for name in ('train/skipped_steps', 'train/spikes'):
-      row[name] = sums[name][0]
+      row[name] = float(sums[name][0])
     seconds, steps = self._read_clock()
     if steps:  # none, where the row before was written with this step complete as well
       row['perf/step_ms'] = 1e3 * seconds / steps
@@ -171,13 +170,19 @@ class MetricsLog:
     return max(now - last, 1e-9), complete - before
 
 
+def means(pairs: dict[str, np.ndarray]) -> dict[str, float]:
+  """Sums over counts (2, …) as a row; nothing where there is a count of 0."""
+  with np.errstate(invalid='ignore', divide='ignore'):
+    return spread({name: total / count for name, (total, count) in pairs.items()})
+
+
 def spread(found: dict[str, np.ndarray]) -> dict[str, float]:
-  """Name -> a number, or one a layer, as a row: 'name' or 'name/layer'. Only finite ones."""
+  """Name -> a number, one a layer or more, as a row: 'name', 'name/layer'. Only finite ones."""
   row = {}
   for name, values in found.items():
-    values = np.asarray(values)
-    keys = [f'{name}/{i}' for i in range(len(values))] if values.ndim else [name]
-    row |= {k: float(v) for k, v in zip(keys, values.flat, strict=True) if math.isfinite(v)}
+    for at, value in np.ndenumerate(np.asarray(values)):
+      if math.isfinite(value):
+        row['/'.join([name, *map(str, at)])] = float(value)
   return row
 
 

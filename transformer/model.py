@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from transformer import count, parametrization, spec
 from transformer.activations import activate
-from transformer.block import Block, Context, feed_forward
+from transformer.block import Block, Context
 from transformer.config import Config
-from transformer.ffn import Aux
+from transformer.ffn import Aux, feed_forward
 from transformer.layers import Norm, dropout, fold, keep, observe, shard
 from transformer.ops.attention import self_mask, soft_cap
 from transformer.ops.product import by_weight, product
@@ -70,7 +70,7 @@ class _Stacks(nn.Module):
         for layer in range(group.first, group.first + group.size):
           block = Block(self.config, group, by_weight, name=layer_name(stack, layer))
           x_BTD, aux = block(x_BTD, context, jnp.int32(layer))
-          found.append(aux)
+          found.append(jax.tree.map(lambda x: x[None], aux))
         continue
       layers = nn.scan(
         Block,
@@ -167,6 +167,7 @@ class _Stacks(nn.Module):
     x_BTD = self._embed(table_VD, tokens_BT, positions_BT, own_B, types_BT, side)
     index_T = jnp.arange(length)
     found = Context(
+      ids_BT=tokens_BT,
       mask_BTS=self_mask(segments_BT, causal, m.attention_window),
       positions_BT=positions_BT,
       bias_NTS=self._score_bias(index_T[:, None] - index_T[None], causal, side),
@@ -182,6 +183,7 @@ class _Stacks(nn.Module):
     x_BTD = self._embed(table_VD, tokens_BT, slots.positions_BT, None)
     back_TS = slots.step_T[:, None] - slots.step_S[None]
     found = Context(
+      ids_BT=tokens_BT,
       mask_BTS=slots.mask_BTS,
       positions_BT=slots.positions_BT,
       bias_NTS=self._score_bias(back_TS, causal=True),
@@ -340,12 +342,6 @@ class Leaves(nn.Module):
         # NumPy's, as a loaded checkpoint has them, take no traced index.
         found[leaf] = jnp.asarray(self.param(leaf, initializer(path), shape))
     return found
-
-
-def uses_noise(config: Config) -> bool:
-  """Whether training a resolved config draws anything inside the model."""
-  m = config.model
-  return any((m.dropout, m.stochastic_depth, config.ffn.dropout))
 
 
 def inspect(config: Config, params: dict, *tokens: jax.Array) -> dict[str, jax.Array]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer.config import Config
+from transformer.config import Config, routing
 
 
 class Example(NamedTuple):
@@ -42,6 +42,16 @@ def example(config: Config, tokens: jax.Array, noise_B: jax.Array | None = None)
   return Example((shown_BT, segments_BT), inputs_BT, chosen_BT.astype(jnp.float32))
 
 
+def uses_noise(config: Config) -> bool:
+  """Whether a resolved config's model does anything else in training than in evaluation."""
+  m, moe = config.model, config.moe
+  rates = m.dropout, m.stochastic_depth, config.ffn.dropout
+  if moe.experts:  # training is told by its noise, and differs by jitter and capacity
+    jitter = getattr(routing.router(config), 'jitter', 0.0)
+    rates += jitter, moe.capacity_factor != moe.eval_capacity_factor
+  return any(rates)
+
+
 def split(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """(B, T+1) tokens -> inputs_BT, targets_BT, weights_BT (0 on padding), segments_BT.
 
@@ -50,7 +60,7 @@ def split(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
   inputs_BT, targets_BT = tokens[:, :-1], tokens[:, 1:]
   weights_BT = (targets_BT >= 0).astype(jnp.float32)
   segments_BT = jnp.cumsum(inputs_BT == 0, axis=1)
-  return jnp.maximum(inputs_BT, 0), targets_BT, weights_BT, segments_BT
+  return inputs_BT, targets_BT, weights_BT, segments_BT
 
 
 def _hide(config: Config, tokens_T: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -167,17 +167,20 @@ def muon(config: Config, hyper: Hyper) -> optax.GradientTransformation:
 
 
 def _muon_axes(path: str) -> contrib.MuonDimensionNumbers:
-  """Which dimensions a matrix sums over and which it yields; layers are neither."""
+  """Which dimensions a matrix sums over and which it yields; layers and experts are neither."""
   letters, fan_in = axes.letters(path), axes.param(path).fan_in
+  first = len(axes.stack_of(path))
   return contrib.MuonDimensionNumbers(
     tuple(i for i, c in enumerate(letters) if c in fan_in),
-    tuple(i for i, c in enumerate(letters) if c not in fan_in + 'L'),
+    tuple(i for i, c in enumerate(letters) if i >= first and c not in fan_in),
   )
 
 
 def _by_layer(path: tuple, function: Callable) -> Callable:
-  """`function` of arrays, applied to each layer of stacked ones."""
-  return jax.vmap(function) if axes.letters(path_of(path)).startswith('L') else function
+  """`function` of arrays, applied to each layer and each expert of stacked ones."""
+  for _ in axes.stack_of(path_of(path)):
+    function = jax.vmap(function)
+  return function
 
 
 def _matrices(tree: dict) -> dict:

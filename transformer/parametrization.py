@@ -15,6 +15,7 @@ model is the best of a wide one. An Adam step moves each entry of a tensor by ab
 - A query and a key learn to agree, so their product sums head_dim terms of one sign: scores are
   divided by head_dim and not by its root.
 - Learned positions are drawn, scaled and moved as the table is.
+- Scores of a router sum d_model products, as a hidden matrix does: its rate goes with 1/d_model.
 - Vectors (scales, biases, parameters of activations) sum nothing: their rate stays.
 
 Constants make muP equal to `standard` at d_model = base_d_model = heads · head width, d_ff = 4
@@ -35,9 +36,9 @@ _WIDTHS = set('DFMNKHWO')  # what grows with the model; V, T and the like do not
 
 
 def hidden(path: str) -> bool:
-  """Whether a parameter is a matrix from one width to another."""
-  rule = axes.param(path)
-  return bool(rule.fan_in) and set(rule.letters) <= _WIDTHS
+  """Whether a parameter is a matrix from one width to another, or one such for each expert."""
+  fan_in, letters = axes.param(path).fan_in, axes.letters(path).removeprefix(axes.stack_of(path))
+  return bool(fan_in) and set(letters) <= _WIDTHS
 
 
 def rate_factor(config: Config, path: str) -> float:
@@ -47,7 +48,7 @@ def rate_factor(config: Config, path: str) -> float:
     return 1.0
   if set('VTSA') & set(rule.letters) and rule.fan_in:
     return logit_scale(config)
-  if not hidden(path):
+  if not hidden(path) and not (rule.fan_in == 'D' and 'E' in rule.letters):
     return 1.0
   shape = zip(axes.letters(path), count.shapes(config)[path], strict=True)
   base = mup.base_d_model * (4 if rule.fan_in in ('F', 'M') else 1)

@@ -40,7 +40,9 @@ def declare(slot: str, name: str) -> Callable[[type], type]:
     for parameter, rule in getattr(cls, 'parameters', {}).items():
       if rule.letters != 'F':
         raise ValueError(f'{name}: {parameter} should have the letters F, a number a hidden unit')
-      axes.PARAMS[rf'ffn/(middle_)?(gate_|up_)?{name}_{parameter}'] = rule
+      path = rf'/(middle_)?(gate_|up_)?{name}_{parameter}'
+      axes.PARAMS['(ffn|shared)' + path] = rule
+      axes.PARAMS['experts' + path] = dataclasses.replace(rule, letters='EF')
     return cls
 
   return register

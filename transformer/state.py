@@ -10,6 +10,7 @@ import optax
 
 from transformer import optimizer, params
 from transformer.config import Config, hyper
+from transformer.params import merge
 
 
 @flax.struct.dataclass
@@ -17,7 +18,7 @@ class TrainState:
   """A pytree; `hyper` is not saved but rebuilt from the config on resume.
 
   step: int32, steps taken, bad ones included. params, opt_state: float32 trees.
-  model_state: what layers keep between steps besides parameters.
+  model_state: what routers keep between steps, which no gradient changes: a part of the same tree.
   ema: a moving average of params, float32; {} where optim.ema is 0.
   hyper: traced settings by flag name. key: uint32 (2,), the run's PRNG key data.
   bad_steps: int32, non-finite steps in a row. skipped: int32, non-finite steps in all.
@@ -36,7 +37,12 @@ class TrainState:
   @property
   def eval_params(self) -> dict:
     """The weights a run is judged by: the moving average where there is one."""
-    return self.ema or self.params
+    return merge(self.ema or self.params, self.model_state)
+
+  @property
+  def variables(self) -> dict:
+    """The weights that are trained, and what routers keep beside them."""
+    return merge(self.params, self.model_state)
 
 
 def hyper_arrays(config: Config) -> dict[str, np.ndarray]:
@@ -53,7 +59,7 @@ def create(config: Config, seed: jax.Array, hypers: dict[str, jax.Array]) -> Tra
     step=zero,
     params=weights,
     opt_state=optimizer.init(config, weights, hypers),
-    model_state={},
+    model_state=params.initialize_kept(config, init_key),
     ema=weights if config.optim.ema else {},
     hyper=hypers,
     key=jax.random.key_data(noise_key),

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from transformer import loss, model, objective, optimizer
+from transformer import health, loss, model, moe, objective, optimizer
 from transformer.config import Config
 from transformer.optimizer import Hyper
+from transformer.params import merge
 from transformer.state import TrainState
 
 Batch = dict[str, jax.Array]  # tokens: as of objective.example; rows: int32 (B,), global row
 Reduce = Callable  # sums a tree over devices: psum under pmap, identity under jit on a mesh
-Metrics = dict[str, jax.Array]  # name -> float32 (2,): a sum and its count
+Metrics = dict[str, jax.Array]  # name -> float32 (2, …): a sum and its count
+Sums = dict[str, Any]  # nats, targets, routed (moe.sums), and one for each routing loss
 
 
 def loss_sums(
   config: Config, params: dict, hyper: Hyper, tokens: jax.Array, noise_B: jax.Array | None
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  """The objective as a sum over tokens, and (Σ cross-entropy in nats, number of targets)."""
-  answer, aux = _answer(config, params, tokens, noise_B)
-  objective, sums = loss.sums(*answer, config.loss.label_smoothing, hyper['loss.z_loss'])
-  extra = sum((jnp.sum(x) for x in aux.losses.values()), jnp.zeros(()))
-  return objective + sums[1] * extra, sums
+) -> tuple[jax.Array, Sums]:
+  """The objective as a sum over targets, and the sums that metrics are made of.
+
+  A routing loss is a mean over a row's groups, added up over layers; a row counts as much as it has
+  targets, so that the objective of a batch is that of its parts, however it is cut.
+  """
+  (logits_BTV, targets_BT, weights_BT), aux = _answer(config, params, tokens, noise_B)
+  total, (nats, targets) = loss.sums(
+    logits_BTV, targets_BT, weights_BT, config.loss.label_smoothing, hyper['loss.z_loss']
+  )
+  sums = {'nats': nats, 'targets': targets, 'routed': aux.metrics}
+  for name, loss_LB in aux.losses.items():
+    sums[name] = jnp.sum(loss_LB * jnp.sum(weights_BT, axis=1))
+    total += hyper[f'moe.{name}_loss'] * sums[name]
+  return total, sums
 
 
 def _answer(config: Config, params: dict, tokens: jax.Array, noise_B: jax.Array | None) -> tuple:
@@ -42,7 +54,7 @@ def forward(
   watch: tuple[str, ...] = (),
 ) -> tuple[tuple, dict]:
   """((logits_BTV, Aux), what the model keeps of itself in the collections `watch`)."""
-  noise_B = noise_B if model.uses_noise(config) else None
+  noise_B = noise_B if objective.uses_noise(config) else None
   return model.build(config).apply(
     {'params': params}, *asked.arguments, noise_B=noise_B, mutable=list(watch)
   )
@@ -56,7 +68,8 @@ def train_step(
   Gradients are summed over micro-batches and devices and divided once by the global number of
   targets. A step whose loss, gradient or result is not finite changes nothing but the counters.
   """
-  grads, (loss_sum, count) = gradient(config, state, batch, reduce)
+  grads, sums = gradient(config, state, batch, reduce)
+  loss_sum, targets = sums['nats'], sums['targets']
   rate = optimizer.learning_rate(config, state.step, state.hyper)
   params, opt_state, norm = optimizer.update(
     config, grads, state.opt_state, state.params, state.hyper, rate
@@ -72,25 +85,34 @@ def train_step(
     step=state.step + 1,
     params=keep(params, state.params),
     opt_state=keep(opt_state, state.opt_state),
+    model_state=keep(_rebalanced(config, state, sums), state.model_state),
     ema=keep(optimizer.average(config, state.ema, params, state.step), state.ema),
     bad_steps=(state.bad_steps + 1) * bad,
     skipped=state.skipped + bad,
   )
   metrics = {
-    'train/loss': jnp.where(good, jnp.stack([loss_sum, count]), 0.0),
+    'train/loss': jnp.where(good, jnp.stack([loss_sum, targets]), 0.0),
     'train/grad_norm': jnp.where(good, jnp.stack([norm, 1.0]), 0.0),
     'train/learning_rate': jnp.stack([rate, 1.0]),
     'train/skipped_steps': jnp.stack([bad.astype(jnp.float32), 1.0]),
     'bad': jnp.stack([state.bad_steps.astype(jnp.float32), norm]),
   }
-  return state, metrics
+  routed = health.health(config, sums['routed'])
+  routed |= {
+    f'router/{name}_loss': jnp.stack([sums[name], targets]) for name in moe.LOSSES if name in sums
+  }
+  return state, metrics | {name: jnp.where(good, x, 0.0) for name, x in routed.items()}
 
 
-def gradient(config: Config, state: TrainState, batch: Batch, reduce: Reduce) -> tuple:
-  """The mean gradient over all targets of a step, and (Σ cross-entropy, number of targets)."""
-  grads, sums = _accumulate(config, state.params, state.hyper, batch, noise_key(state))
-  grads, (loss_sum, count) = reduce((grads, sums))
-  return jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads), (loss_sum, count)
+def _rebalanced(config: Config, state: TrainState, sums: Sums) -> dict:
+  rate = state.hyper.get('moe.router.rate', 0.0)
+  return health.rebalanced(config, state.model_state, sums['routed'], rate)
+
+
+def gradient(config: Config, state: TrainState, batch: Batch, reduce: Reduce) -> tuple[dict, Sums]:
+  """The mean gradient over all targets of a step, and the sums over them."""
+  grads, sums = reduce(_accumulate(config, state, batch, noise_key(state)))
+  return jax.tree.map(lambda g: g / jnp.maximum(sums['targets'], 1.0), grads), sums
 
 
 def noise_key(state: TrainState) -> jax.Array:
@@ -98,15 +120,16 @@ def noise_key(state: TrainState) -> jax.Array:
   return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
 
-def eval_step(config: Config, params: dict, batch: Batch, reduce: Reduce) -> jax.Array:
-  """(Σ cross-entropy in nats, number of targets) of a batch, as a float32 (2,)."""
-  answer, _ = _answer(config, params, batch['tokens'], None)
-  return reduce(jnp.stack(loss.sums(*answer)[1]))
+def eval_step(config: Config, params: dict, batch: Batch, reduce: Reduce) -> Sums:
+  """Sums over a batch: `nats` of cross-entropy, `targets`, and `routed`."""
+  answer, aux = _answer(config, params, batch['tokens'], None)
+  nats, targets = loss.sums(*answer)[1]
+  return reduce({'nats': nats, 'targets': targets, 'routed': aux.metrics})
 
 
 def row_noise(config: Config, key: jax.Array, part: Batch) -> jax.Array | None:
   """noise_B: a key for each row of a (micro-)batch; None where training draws nothing."""
-  if not model.uses_noise(config) and config.model.architecture != 'encoder':
+  if not objective.uses_noise(config) and config.model.architecture != 'encoder':
     return None
   return jax.vmap(lambda row: jax.random.fold_in(key, row))(part['rows'])
 
@@ -119,13 +142,17 @@ def micro_batches(batch: Batch, parts: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def _accumulate(config: Config, params: dict, hyper: Hyper, batch: Batch, key: jax.Array) -> tuple:
+def _accumulate(config: Config, state: TrainState, batch: Batch, key: jax.Array) -> tuple:
   """Sums of gradient and metrics over the micro-batches of a batch."""
 
   def one(part: Batch) -> tuple:
     noise_B = row_noise(config, key, part)
-    grad = jax.grad(lambda p: loss_sums(config, p, hyper, part['tokens'], noise_B), has_aux=True)
-    return grad(params)
+
+    def objective(params: dict) -> tuple:
+      variables = merge(params, state.model_state)
+      return loss_sums(config, variables, state.hyper, part['tokens'], noise_B)
+
+    return jax.grad(objective, has_aux=True)(state.params)
 
   if config.train.accumulate == 1:
     return one(batch)

@@ -22,6 +22,7 @@ from transformer import (
   count,
   data,
   diagnose,
+  health,
   parallel,
   provenance,
   runs,
@@ -33,7 +34,7 @@ from transformer.begin import begin, check_tokenizer
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, resolve, static_key
 from transformer.errors import UserError
-from transformer.metrics import FILE, MetricsLog, read, spread
+from transformer.metrics import FILE, MetricsLog, means, read, spread
 from transformer.state import TrainState
 
 TOKENIZER = 'tokenizer.json'
@@ -179,7 +180,7 @@ class _Run:
   def _restore(self) -> tuple[TrainState, int, dict]:
     fresh = self.program.init(self.config)
     if self.checkpoints.empty:
-      return *self._begin(fresh), {}
+      return *self._begin(self._prepared(fresh)), {}
     like = jax.tree.map(_abstract, self.program.executor.fetch(fresh))
     del fresh  # or memory would have to hold it beside the one restored
     restored, host = self.checkpoints.restore(like)
@@ -191,6 +192,14 @@ class _Run:
     self.before = host['seconds']
     restored = restored.replace(hyper=state.hyper_arrays(self.config))
     return self.program.executor.place(restored), int(restored.step), host
+
+  def _prepared(self, fresh: TrainState) -> TrainState:
+    """A fresh state with what routers know of the training data."""
+    if not health.wants_counts(self.config):
+      return fresh
+    counts = self.data.token_counts(self.config.model.vocab_size)
+    host = health.with_tables(self.config, self.program.executor.fetch(fresh), counts)
+    return self.program.executor.place(host)
 
   def _begin(self, fresh: TrainState) -> tuple[TrainState, int]:
     """The state of a run that has no checkpoint yet, and its step."""
@@ -207,21 +216,24 @@ class _Run:
   def _evaluate(self, current: TrainState, now: int) -> dict[str, float]:
     """Mean loss over all held-out tokens, as a row; after the last step also scores of texts."""
     self._beat(now, 'evaluating')
-    sums: list[np.ndarray] = []
+    sums: list[dict] = []
     batches = self.data.eval_batches()
     while ahead := [self.program.put(tokens) for tokens in itertools.islice(batches, _AHEAD)]:
       sums += jax.device_get([self.program.eval_step(current.eval_params, b) for b in ahead])
       self._beat(now, 'evaluating')
-    nats, targets = np.sum(np.asarray(sums, np.float64), axis=0)
-    row = {'eval/loss': float(nats / targets)}
+    sums = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
+    row = {'eval/loss': float(nats := sums['nats']) / float(sums['targets'])}
     if self.data.held_out_bytes and self.config.model.architecture != 'encoder':
       row['eval/bits_per_byte'] = float(nats / math.log(2) / self.data.held_out_bytes)
     if now == self.config.train.steps and translate.wanted(self.config, self.data):
       beat = functools.partial(self._beat, now, 'decoding')
       params = jax.device_get(self.program.executor.fetch(current.eval_params))
       row |= translate.score(self.config, params, self.data, self.folder, beat)
-    if self.config.train.ffn_statistics:
-      self.log.write(now, self._ffn_row(current))
+    if routed := health.health(self.config, sums['routed']):
+      named = {f'eval_{name}': pair for name, pair in jax.device_get(routed).items()}
+      self.log.write(now, means(named))
+    if self.config.train.ffn_statistics and (looked := self._ffn_row(current)):
+      self.log.write(now, looked)
     self.log.write(now, row)
     return row
 

@@ -1,6 +1,6 @@
 """Settings, variants, presets; `resolve` turns what was asked into what runs. Never imports jax."""
 
-from transformer.config import activations, data, variants
+from transformer.config import activations, data, moe, routing, variants
 from transformer.config.presets import PRESETS
 from transformer.config.resolve import (
   config_hash,
@@ -22,6 +22,7 @@ from transformer.config.settings import (
   LaunchConfig,
   LossConfig,
   ModelConfig,
+  MoEConfig,
   OptimConfig,
   ParallelConfig,
   TrainConfig,
@@ -37,6 +38,7 @@ __all__ = [
   'FFNConfig',
   'LaunchConfig',
   'LossConfig',
+  'MoEConfig',
   'ModelConfig',
   'OptimConfig',
   'ParallelConfig',
@@ -47,9 +49,11 @@ __all__ = [
   'encoder_ratios',
   'hyper',
   'idle',
+  'moe',
   'ratios',
   'resolve',
   'result_settings',
+  'routing',
   'setting',
   'static_key',
   'variants',

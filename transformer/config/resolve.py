@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from transformer import axes, spec
+from transformer.config import routing
 from transformer.config.data import check_source
 from transformer.config.settings import SETTINGS, Config
 from transformer.errors import UserError
@@ -40,7 +41,11 @@ def resolve(config: Config) -> Config:
   if axes.parse_mesh(config.parallel.mesh) and config.parallel.mode == 'pmap':
     raise UserError('--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out')
   out['parallel.mode'] = 'pmap' if config.parallel.mode == 'pmap' else 'mesh'
-  return config.replace(**out)
+  config = config.replace(**out)
+  stacks = {'layers': widths(config)}
+  if config.model.architecture == 'encoder_decoder':
+    stacks['encoder_layers'] = widths(config, encoder=True)
+  return config.replace(**routing.settle(config, stacks))
 
 
 def _model(config: Config) -> dict:
@@ -148,6 +153,7 @@ def idle(config: Config) -> dict[str, Any]:
     of_head = ['activation'] * (config.model.head == 'transform')  # which uses it too
     absent += ['model.parallel_branches']
     absent += [f'ffn.{name}' for name in _OF_FFN if name not in of_head]
+  absent += routing.idle(config)
   if config.model.norm == 'none':
     absent += ['model.norm_placement', 'model.embedding_norm']
   if not getattr(spec.parse('data.source', config.data.source), 'fields', True):
@@ -163,7 +169,7 @@ def _ffn(config: Config) -> dict:
   ffn, d_model = config.ffn, config.model.d_model
   pattern = ratios(config)
   target = ffn.d_ff or sum(pattern) / len(pattern) * d_model
-  step = 1 if ffn.ratios else ffn.multiple_of
+  step = 1 if ffn.ratios else routing.width_step(config)
   d_ff = max(1, round(target / step)) * step if target else 0
   bare = '--ffn.ratio=0' if not d_ff else f'--ffn.ratios={ffn.ratios}'
   if not config.model.num_heads and (not d_ff or (ffn.ratios and 0 in pattern)):
@@ -245,7 +251,7 @@ def widths(config: Config, encoder: bool = False) -> list[int]:
     return [ffn.d_ff] * len(mine)
   else:
     unit = ffn.d_ff * len(pattern) / sum(pattern)
-  step = ffn.multiple_of
+  step = routing.width_step(config)
   return [max(1, round(r * unit / step)) * step if r else 0 for r in mine]
 
 
@@ -308,6 +314,7 @@ def hyper(config: Config) -> dict[str, float]:
   """The numbers the compiled step reads at run time, by flag name."""
   traced = sort_settings(config, ('traced',))
   apart = ('seed', 'data.', 'train.init', 'train.decoded')  # read by the host alone
+  apart += () if config.moe.experts else ('moe.',)
   return {n: float(v) for n, v in traced.items() if not n.startswith(apart)}
 
 

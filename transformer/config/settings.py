@@ -126,6 +126,45 @@ class FFNConfig:
 
 
 @dataclass(frozen=True)
+class MoEConfig:
+  """A mixture of experts in place of the feed-forward network. ffn.d_ff is the width of each."""
+
+  experts: int = setting(0, 'number of experts; 0: the dense FFN', low=0, high=10**5)
+  router: str = setting('topk', 'which tokens meet which experts')
+  dispatch: str = setting('auto', 'how tokens get to experts and back')
+  layers: str = setting(
+    'all', 'layers with experts: all | none | every(2) | last(4) | 3,5, counted from 0'
+  )
+  encoder_layers: str = setting(
+    '', "encoder_decoder: the same of the encoder; empty: as the decoder's"
+  )
+  shared_experts: int = setting(
+    0, 'experts that every token has, beside those it is routed to', low=0, high=10**4
+  )
+  granularity: int = setting(
+    1, 'splits each expert into as many of d_ff / granularity, and k by it grows', low=1, high=10**4
+  )
+  group_size: int = setting(
+    0, 'tokens routed together, of one sequence; 0: the whole sequence', low=0
+  )
+  capacity_factor: float = setting(
+    1.25, 'capacity: places over tokens, in training', low=1e-3, high=1e5
+  )
+  eval_capacity_factor: float = setting(
+    0.0, 'the same in evaluation; 0: as in training', low=0.0, high=1e5
+  )
+  balance_loss: float = setting(
+    0.01, 'weight of the load-balancing loss of each layer', kind='traced', low=0.0
+  )
+  z_loss: float = setting(
+    0.001, "weight of the mean of log² Z of each layer's router", kind='traced', low=0.0
+  )
+  allow_noncausal: bool = setting(
+    False, 'let a causal model route by tokens it has not seen; reports say so', kind='free'
+  )
+
+
+@dataclass(frozen=True)
 class DataConfig:
   """Where tokens come from."""
 
@@ -267,6 +306,7 @@ class Config:
 
   model: ModelConfig = ModelConfig()
   ffn: FFNConfig = FFNConfig()
+  moe: MoEConfig = MoEConfig()
   data: DataConfig = DataConfig()
   loss: LossConfig = LossConfig()
   optim: OptimConfig = OptimConfig()

@@ -59,6 +59,12 @@ class Data:
     start = i * self.batch_size + process * share
     return self._ids(self.rows[self.order(start, start + share)])
 
+  def token_counts(self, vocab_size: int, most: int = 4_000_000) -> np.ndarray:
+    """How often each id occurs in the training rows, (V,); in evenly spread ones where many."""
+    step = max(1, len(self.rows) * self.seq_len // most)
+    ids = self._ids(self.rows[np.arange(0, len(self.rows), step)])
+    return np.bincount(ids[ids >= 0], minlength=vocab_size)
+
   @property
   def eval_batch_count(self) -> int:
     """Batches in the held-out set."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from transformer import count, model, parametrization, spec
 from transformer.attention import TURNED
-from transformer.config import Config
+from transformer.config import Config, routing
 from transformer.errors import UserError
 from transformer.ops.attention import in_reach
 from transformer.params import path_of
@@ -94,6 +94,15 @@ def checked(
       if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise UserError(f'--{what}: id {wrong} is not in the vocabulary of {vocabulary}')
+  if (
+    config.moe.experts
+    and not routing.router(config).causal
+    and any(group.experts for group in count.groups(config) if group.stack == 'layers')
+  ):
+    raise UserError(
+      f'--moe.router={config.moe.router}: routes by tokens that are not written yet, so nothing '
+      'can be written with it'
+    )
   source_BS = None if sources is None else pad(sources, _PROMPTS, front=False)
   return pad(prompts, _PROMPTS, front=True), source_BS
 
@@ -196,8 +205,12 @@ def grown(kept: Kept, size: int) -> Kept:
 
 
 def in_float32(config: Config) -> Config:
-  """The config of the loop: what is no matrix is cheap, and slower in bfloat16 on CPU."""
-  return config.replace(**{'model.dtype': 'float32'})
+  """The config of the loop: what is no matrix is cheap, and slower in bfloat16 on CPU.
+
+  Tokens that come one by one compete for no place: experts drop none.
+  """
+  found = config.replace(**{'model.dtype': 'float32'})
+  return found.replace(**{'moe.dispatch': 'dropless'}) if config.moe.experts else found
 
 
 def _empty(config: Config, rows: int, size: int, turned: bool) -> dict:
