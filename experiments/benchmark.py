@@ -3,6 +3,8 @@
   python -m experiments.benchmark --preset=bench
   python -m experiments.benchmark --preset=bench --model.dtype=bfloat16 --json
   python -m experiments.benchmark --preset=bench --what=decode --data.seq_len=512
+  python -m experiments.benchmark --preset=bench --ffn.activation=swiglu --ffn.d_ff=512 \
+    --moe.experts=8 --against='--moe.experts=0 --ffn.d_ff=1024'
   python -m experiments.benchmark --preset=bench --what=decode --data.seq_len=512 --beams=4 \
     --data.batch_size=4 --against_command='python their_benchmark.py'
 
@@ -11,13 +13,15 @@ the fastest large matrix product in the run's type. mfu is the share of it that 
 FLOPs reach (no credit for recomputation). step_ms is the median; its spread is printed beside it.
 
 Decoding continues random prompts by --new_tokens each, and never ends early; tokens_per_s counts
-the new tokens of --data.batch_size prompts. --against_command names a program that measures the
-same elsewhere and prints JSON objects with tokens_per_s, a line each, the last of which counts: it
-and ours take turns --rounds times in one sitting, and ratio is the median of ours over theirs.
+the new tokens of --data.batch_size prompts. --against names flags to measure the same with, and
+--against_command a program that measures the same elsewhere and prints JSON objects with
+tokens_per_s, a line each, the last of which counts: it and ours take turns --rounds times in one
+sitting, and ratio is the median of ours over theirs.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import statistics
@@ -30,6 +34,8 @@ from transformer import count, flags
 from transformer.config import Config, resolve
 from transformer.errors import UserError
 
+Turn = Callable[[], dict]  # measures once more, what was prepared before
+
 flags.define(**{'data.source': 'synthetic', 'model.unroll': True})
 JSON = flags.script_flag('bool', 'json', False, 'print one JSON object a line')
 SECONDS = flags.script_flag('float', 'seconds', 10.0, 'time to measure for, after warm-up')
@@ -37,21 +43,29 @@ WHAT = flags.script_flag('str', 'what', 'train', 'train | decode')
 PROMPT = flags.script_flag('int', 'prompt_tokens', 32, 'decode: tokens a prompt')
 NEW = flags.script_flag('int', 'new_tokens', 256, 'decode: tokens it is continued by')
 BEAMS = flags.script_flag('int', 'beams', 0, 'decode: width of a beam search; 0: greedy')
-AGAINST = flags.script_flag('str', 'against_command', '', 'a program to take turns with')
-ROUNDS = flags.script_flag('int', 'rounds', 3, 'turns with --against_command')
+AGAINST = flags.script_flag('str', 'against', '', 'other flags to take turns with')
+COMMAND = flags.script_flag('str', 'against_command', '', 'a program to take turns with')
+ROUNDS = flags.script_flag('int', 'rounds', 3, 'turns with --against or --against_command')
 
 
 def main() -> int:
   asked = flags.config()
   if asked.data.source != 'synthetic' and not asked.data.source.startswith('synthetic('):
     raise UserError(f'--data.source={asked.data.source}: benchmarks run on synthetic data')
-  measures = {'train': measure, 'decode': measure_decoding}
+  measures = {'train': training, 'decode': decoding}
   if WHAT.value not in measures:
     raise UserError(f'--what={WHAT.value}: choose from {", ".join(measures)}')
+  if AGAINST.value and COMMAND.value:
+    raise UserError('--against: --against_command is given as well; leave one of them out')
   for flag, least in ((PROMPT, 1), (NEW, 1), (BEAMS, 0), (ROUNDS, 1)):
     if flag.value < least:
       raise UserError(f'--{flag.name}={flag.value}: below the least allowed, {least}')
-  facts = in_turns(lambda: measures[WHAT.value](resolve(asked), SECONDS.value))
+  ours, theirs = measures[WHAT.value](resolve(asked)), None
+  if AGAINST.value:
+    theirs = measures[WHAT.value](resolve(flags.varied(AGAINST.value, 'against')))
+  if COMMAND.value:
+    theirs = functools.partial(foreign, COMMAND.value)
+  facts = in_turns(ours, theirs)
   if JSON.value:
     print(json.dumps(facts))
     return 0
@@ -61,17 +75,17 @@ def main() -> int:
   return 0
 
 
-def in_turns(ours: Callable[[], dict]) -> dict:
-  """What `ours` measures; with --against_command beside it, theirs and the ratio of the two."""
-  if not AGAINST.value:
+def in_turns(ours: Turn, theirs: Turn | None) -> dict:
+  """What `ours` measures; with `theirs` beside it, what they do and the ratio of the two."""
+  if theirs is None:
     return ours()
-  rounds = [(ours(), foreign(AGAINST.value)) for _ in range(ROUNDS.value)]
+  rounds = [(ours(), theirs()) for _ in range(ROUNDS.value)]
   rates = [(mine['tokens_per_s'], theirs['tokens_per_s']) for mine, theirs in rounds]
   ratios = [mine / theirs for mine, theirs in rates]
   middle = sorted(range(len(ratios)), key=ratios.__getitem__)[len(ratios) // 2]
   mine, theirs = rounds[middle]
   told = {'ratio': statistics.median(ratios), 'ratio_by_round': [round(r, 3) for r in ratios]}
-  return mine | told | {'against': theirs, 'against_command': AGAINST.value}
+  return mine | told | {'against': theirs, 'against_flags': AGAINST.value or COMMAND.value}
 
 
 def foreign(command: str) -> dict:
@@ -90,7 +104,7 @@ def foreign(command: str) -> dict:
   )
 
 
-def measure_decoding(config: Config, seconds: float) -> dict:
+def decoding(config: Config) -> Turn:
   """Times the continuation of random prompts by a fresh model of a resolved config."""
   import jax
   import numpy as np
@@ -110,24 +124,29 @@ def measure_decoding(config: Config, seconds: float) -> dict:
       decode.generate(config, weights, prompts, new, end=None)
     return time.perf_counter() - start
 
-  first, times = go(), [go()]
-  while len(times) < 3 or sum(times) < seconds:
-    times.append(go())
-  middle = statistics.median(times)
-  return {
-    'what': 'decode',
-    'tokens_per_s': rows * new / middle,
-    'step_ms': 1e3 * middle / new,
-    'step_ms_range': [round(1e3 * t / new, 3) for t in (min(times), max(times))],
-    'times': len(times),
-    'compile_s': first - middle,
-    'beams': BEAMS.value,
-    'prompt_tokens': PROMPT.value,
-    'new_tokens': new,
-    'params': count.params(config),
-    'kept_bytes_per_token': _kept_bytes(config),
-    **_setting(config),
-  }
+  first = go()
+
+  def turn() -> dict:
+    times = [go()]
+    while len(times) < 3 or sum(times) < SECONDS.value:
+      times.append(go())
+    middle = statistics.median(times)
+    return {
+      'what': 'decode',
+      'tokens_per_s': rows * new / middle,
+      'step_ms': 1e3 * middle / new,
+      'step_ms_range': [round(1e3 * t / new, 3) for t in (min(times), max(times))],
+      'times': len(times),
+      'compile_s': first - middle,
+      'beams': BEAMS.value,
+      'prompt_tokens': PROMPT.value,
+      'new_tokens': new,
+      'params': count.params(config),
+      'kept_bytes_per_token': _kept_bytes(config),
+      **_setting(config),
+    }
+
+  return turn
 
 
 def _kept_bytes(config: Config) -> int:
@@ -136,7 +155,7 @@ def _kept_bytes(config: Config) -> int:
   return 4 * n['L'] * n['K'] * (n['H'] + n['W'])
 
 
-def measure(config: Config, seconds: float) -> dict:
+def training(config: Config) -> Turn:
   """Compiles and times the training step of a resolved config."""
   import jax
 
@@ -151,34 +170,40 @@ def measure(config: Config, seconds: float) -> dict:
   state, _ = program.train_step(state, program.put(batches[0]))
   jax.block_until_ready(state)
   compile_s = time.perf_counter() - start
-  times: list[float] = []
-  warm_up = 3
-  while len(times) < warm_up + 5 or sum(times[warm_up:]) < seconds:
-    start = time.perf_counter()
-    state, metrics = program.train_step(state, program.put(batches[len(times) % 8]))
-    jax.block_until_ready(metrics)
-    times.append(time.perf_counter() - start)
-  times = times[warm_up:]
-  step_s = statistics.median(times)
-  low, _, high = statistics.quantiles(times, n=4)
   tokens = config.data.batch_size * config.data.seq_len
   # Forced CPU devices share the cores whose peak was measured.
   chips = 1 if jax.default_backend() == 'cpu' else len(program.executor.devices)
-  flops_per_s = count.flops_per_token(config) * tokens / step_s
-  return {
-    'what': 'train',
-    'tokens_per_s': tokens / step_s,
-    'step_ms': 1e3 * step_s,
-    'step_ms_quartiles': [round(1e3 * low, 3), round(1e3 * high, 3)],
-    'steps_timed': len(times),
-    'compile_s': compile_s,
-    'mfu': flops_per_s / (peak * chips),
-    'gflops_per_s': flops_per_s / 1e9,
-    'peak_gflops_per_s': peak / 1e9,
-    'params': count.params(config),
-    'flops_per_token': count.flops_per_token(config),
-    **_setting(config),
-  }
+
+  def turn() -> dict:
+    nonlocal state
+    times: list[float] = []
+    warm_up = 3
+    while len(times) < warm_up + 5 or sum(times[warm_up:]) < SECONDS.value:
+      start = time.perf_counter()
+      state, metrics = program.train_step(state, program.put(batches[len(times) % 8]))
+      jax.block_until_ready(metrics)
+      times.append(time.perf_counter() - start)
+    times = times[warm_up:]
+    step_s = statistics.median(times)
+    low, _, high = statistics.quantiles(times, n=4)
+    flops_per_s = count.flops_per_token(config) * tokens / step_s
+    return {
+      'what': 'train',
+      'tokens_per_s': tokens / step_s,
+      'step_ms': 1e3 * step_s,
+      'step_ms_quartiles': [round(1e3 * low, 3), round(1e3 * high, 3)],
+      'steps_timed': len(times),
+      'compile_s': compile_s,
+      'mfu': flops_per_s / (peak * chips),
+      'gflops_per_s': flops_per_s / 1e9,
+      'peak_gflops_per_s': peak / 1e9,
+      'params': count.params(config),
+      'active_params': count.active_params(config),
+      'flops_per_token': count.flops_per_token(config),
+      **_setting(config),
+    }
+
+  return turn
 
 
 def _setting(config: Config) -> dict:
@@ -192,13 +217,21 @@ def _setting(config: Config) -> dict:
     'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale,
     'dtype': config.model.dtype,
     'batch': [config.data.batch_size, config.data.seq_len],
-    'shape': f'{config.model.num_layers} layers, d_model {config.model.d_model}, '
-    f'd_ff {config.ffn.d_ff}, {config.ffn.activation}, vocabulary {config.model.vocab_size}',
+    'shape': _shape(config),
     'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
     'cpu': provenance.cpu_model(),
     'cores': provenance.cores(),
     'versions': {k: v for k, v in provenance.versions().items() if k in ('jax', 'flax', 'optax')},
   }
+
+
+def _shape(config: Config) -> str:
+  m, moe = config.model, config.moe
+  experts = f'{moe.experts} experts by {moe.router}, {moe.dispatch}, ' if moe.experts else ''
+  return (
+    f'{m.num_layers} layers, d_model {m.d_model}, {experts}d_ff {config.ffn.d_ff}, '
+    f'{config.ffn.activation}, vocabulary {m.vocab_size}'
+  )
 
 
 def matmul_peak(dtype: str) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable
@@ -58,6 +60,22 @@ def config() -> Config:
   if given.get('plugin'):
     given['plugin'] = plugin.load(given['plugin'])
   return asked.replace(**given)
+
+
+def varied(text: str, flag: str) -> Config:
+  """The asked-for config with further flags, written as on a command line, on top.
+
+  flag: the one whose value they are. Raises UserError naming it for what is no setting.
+  """
+  own = copy.deepcopy(FLAGS)
+  try:
+    rest = own(['', *shlex.split(text)])
+  except (flags.Error, ValueError) as e:
+    raise UserError(f'--{flag}={text}: {e}'.replace('\n', ' ')) from None
+  changed = {path: own[path].value for path in SETTINGS if own[path].value != FLAGS[path].value}
+  if rest[1:] or not changed:
+    raise UserError(f"--{flag}={text}: should be settings, as in '--ffn.activation=relu'")
+  return config().replace(**changed)
 
 
 def run(main: Callable[[], int | None]) -> None:
