@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from transformer import spec
 from transformer.layers import shard, shares
-from transformer.ops.grouped import block_rows, grouped
+from transformer.ops.grouped import Groups, block_rows, grouped
 from transformer.ops.places import Places, by_blocks, by_capacity, expert_of_rows, take
 from transformer.ops.product import Product, product
 from transformer.routers import Decision, ExpertChoice, Soft, TokenChoice
@@ -201,8 +201,12 @@ def dropless(variant: Any, decision: Decision, x_GTD: jax.Array, place: Place) -
   found, send, back, dropped = _there_and_back(decision, place.experts, places, (-1,))
 
   def multiply(_: str, x_GMD: jax.Array, w_EDF: jax.Array) -> jax.Array:
-    each = jax.vmap(lambda x_MD, own: grouped(x_MD, w_EDF, own, block, place.product))
-    return each(x_GMD, found.groups)
+    def of_share(x_MD: jax.Array, own: Groups) -> jax.Array:
+      return grouped(x_MD, w_EDF, own, block, place.product)
+
+    if G == 1:  # kernels of accelerators need not know of vmap
+      return of_share(x_GMD[0], jax.tree.map(lambda z: z[0], found.groups))[None]
+    return jax.vmap(of_share)(x_GMD, found.groups)
 
   def spread(leaf_EF: jax.Array) -> jax.Array:
     rows = found.choice_M.shape[1]
