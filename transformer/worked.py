@@ -35,10 +35,11 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Step:
-  """A line of explanation, and the matrices it is about."""
+  """A line of explanation, and the matrices it is about. answer: an empty worksheet lacks it."""
 
   says: str
   matrices: Sequence[Matrix] = ()
+  answer: str = ''
 
 
 def labels(letter: str, size: int) -> list[str]:
@@ -121,14 +122,14 @@ def mixing() -> list[Step]:
       [Matrix('Y', y, f, t)],
     ),
     Step(
-      'What moves? Add 1 to feature 2 at position 3. Attention carries it to positions 2 and 3 and '
-      'to no other feature; the FFN, given that change in its own input, to features 2 and 3 and '
-      'to no other position.',
+      'What moves? Add 1 to feature 2 at position 3: of X for attention, of Z for the FFN.',
       [
         Matrix('change', one, f, t, True),
         Matrix('change of Z', moved_z, f, t),
         Matrix('change of Y by the FFN', moved_y, f, t),
       ],
+      'Attention carries it to positions 2 and 3 and to no other feature; the FFN to features 2 '
+      'and 3 and to no other position.',
     ),
   ]
 
@@ -244,7 +245,7 @@ def encoder() -> list[Step]:
     Step(
       'Here a row is a position, as in the library: x · W. B is 1, one sequence. '
       f'T = S = {LENGTH} positions, D = {D_MODEL}, N = {HEADS} heads, d_k = H = d_v = W = {WIDTH}, '
-      f'F = {D_FF}.'
+      f'F = {D_FF}. Each number comes from unrounded ones and is shown to two decimals.'
     ),
     Step(f'{told("x_BTD")}: the input.', [whole('x_BTD', d, True)]),
     Step(
