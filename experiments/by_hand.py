@@ -44,8 +44,9 @@ def main() -> int:
   for name in TITLES if part == 'all' else [part]:
     out.rule(TITLES[name], characters='─')
     for step in PARTS[name]():
-      if step.says:
-        out.print(Text(step.says, style='italic'))
+      says = step.says if BLANK.value else f'{step.says} {step.answer}'.strip()
+      if says:
+        out.print(Text(says, style='italic'))
       for line in _side_by_side([_lines(matrix) for matrix in step.matrices], out.width):
         out.print(line)
       out.print()

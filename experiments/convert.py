@@ -8,6 +8,10 @@
 A folder of transformers has config.json and model.safetensors, of GPT-2, Llama, Mistral, BERT or
 Marian, and is read and written without torch. In a run token 0 ends a document, so rows of the
 vocabulary are exchanged on the way in and back on the way out; a round trip changes no bit of them.
+What no family of transformers is cannot be written. A run with these flags is a GPT-2:
+
+  --model.embedding_scale=one --model.positions=learned --model.norm='layernorm(epsilon=1e-05)'
+  --model.bias --ffn.bias --ffn.activation=gelu_tanh
 """
 
 from __future__ import annotations
@@ -67,6 +71,8 @@ def _import(source: Path, out: Path) -> None:
   from transformer.data import tokenizers
   from transformer.interop import hf, vocabulary
 
+  if STEP.present:
+    raise UserError(f"--step={STEP.value}: is of a run; {source} is a checkpoint of transformers'")
   files.refuse_existing(out, 'out')
   config, params = hf.load(source)
   end = vocabulary.end_of(config, source)

@@ -37,6 +37,7 @@ PLOT = Path('plots/coordinates.png')
 
 def main() -> int:
   asked = flags.config()
+  lab.say_idle(asked)
   facts = describe(asked, resolve(asked))
   if COORDINATES.value:
     facts['coordinates'] = check_coordinates(asked)

@@ -40,7 +40,7 @@ NEW_TOKENS = flags.script_flag('int', 'max_new_tokens', 100, 'tokens at most')
 SHOW_NEXT = flags.script_flag('int', 'show_next', 0, 'show so many next tokens, write nothing')
 TEMPERATURES = flags.script_flag('str', 'temperatures', '0.5,1,2', 'those of --show_next')
 SEED = flags.script_flag('int', 'seed', 0, 'of the draws')
-_MOST_BEAMS = 1000
+_MOST = {'beams': 1000, 'max_new_tokens': 1_000_000, 'seed': 2**31 - 1}
 
 
 def main() -> int:
@@ -74,12 +74,18 @@ def _check() -> None:
   for flag, least in ((NEW_TOKENS, 1), (TOP_K, 0), (BEAMS, 0), (SHOW_NEXT, 0), (SEED, 0)):
     if flag.value < least:
       raise UserError(f'--{flag.name}={flag.value}: below the least allowed, {least}')
-  if BEAMS.value > _MOST_BEAMS:
-    raise UserError(f'--beams={BEAMS.value}: above the most allowed, {_MOST_BEAMS}')
+    if flag.value > (most := _MOST.get(flag.name, flag.value)):
+      raise UserError(f'--{flag.name}={flag.value}: above the most allowed, {most}')
   if not 0 < TOP_P.value <= 1:
     raise UserError(f'--top_p={TOP_P.value}: should be above 0 and at most 1')
   if not 0 <= PENALTY.value < math.inf:
     raise UserError(f'--length_penalty={PENALTY.value}: should be a number from 0 on')
+  for flag in (BEAMS, TEMPERATURE, TOP_K, TOP_P, NEW_TOKENS) if SHOW_NEXT.value else ():
+    if flag.present:
+      raise UserError(f'--{flag.name}: is of writing, and --show_next writes nothing; leave it out')
+  for flag, of in ((TEMPERATURES, SHOW_NEXT), (PENALTY, BEAMS)):
+    if flag.present and not of.value:
+      raise UserError(f'--{flag.name}: is of --{of.name}, which is not asked for')
   draws = TEMPERATURE.value or TOP_K.value or TOP_P.value < 1
   if BEAMS.value and draws:
     raise UserError(
@@ -128,6 +134,16 @@ def _write(config: Config, params: dict, tokenizer: Any, prompt: Any, source: An
       print(text[len(shown) :], end='', flush=True)
       shown = text
   print(tokenizer.decode(np.asarray(tokens))[len(shown) :])
+  _say_if_full(config, len(prompt), len(tokens))
+
+
+def _say_if_full(config: Config, prompt: int, tokens: int) -> None:
+  """Says that a text of so many tokens, its prompt's included, ends where its context does."""
+  from transformer import decode
+
+  most = decode.most_tokens(config)
+  if tokens == most and tokens - prompt < NEW_TOKENS.value:
+    print(f'the context of {most} tokens is full', file=sys.stderr)
 
 
 def _show_beams(config: Config, params: dict, tokenizer: Any, prompt: Any, source: Any) -> None:
@@ -140,6 +156,9 @@ def _show_beams(config: Config, params: dict, tokenizer: Any, prompt: Any, sourc
   for place, one in enumerate(found[0], 1):
     cut = '' if one.ended else '  (cut short)'
     print(f'{place}.  {one.score:.3f}{cut}\n{PROMPT.value}{tokenizer.decode(one.ids)}\n')
+  cut = [len(one.ids) for one in found[0] if not one.ended]  # all at one length
+  if cut:
+    _say_if_full(config, len(prompt), len(prompt) + cut[0])
 
 
 def _show_next(config: Config, params: dict, tokenizer: Any, prompt: Any, source: Any) -> None:

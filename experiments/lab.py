@@ -51,7 +51,7 @@ def run(experiment: Experiment) -> int:
   out, workdir = console(), Path(FLAGS.workdir)
   is_new = not workdir.exists()
   _say_origins(experiment, workdir)
-  _say_idle(experiment)
+  say_idle(experiment.asked)
   if FLAGS.dry_run:
     plan.show(experiment, workdir, out)
     return 0
@@ -97,9 +97,9 @@ def _say_origins(experiment: Experiment, workdir: Path) -> None:
     print(line, file=sys.stderr)
 
 
-def _say_idle(experiment: Experiment) -> None:
+def say_idle(asked: Config) -> None:
   """A line for each flag that was given and changes nothing: what it acts on is not there."""
-  for path, default in idle(experiment.asked).items():
+  for path, default in idle(asked).items():
     if FLAGS[path].present and FLAGS[path].value != default:
       print(f'--{path}: changes nothing here, where there is nothing it acts on', file=sys.stderr)
 

@@ -7,7 +7,7 @@ pairs are, unless asked otherwise, functions of the standard library and what th
   python -m experiments.seq2seq                        16 runs, minutes on two cores
   python -m experiments.seq2seq --data.source=pairs:de-en.tsv --train.steps=5000
   python -m experiments.seq2seq --vary='relu;encoder:geglu,decoder:swiglu' --seeds=0..7
-  python -m experiments.seq2seq --vary='relu;encoder:6,decoder:2;encoder:2,decoder:6;encoder:0'
+  python -m experiments.seq2seq --vary='relu;encoder:6,decoder:2;encoder:2,decoder:6'
   python -m experiments.seq2seq --vary='relu;encoder:0;decoder:0' --match=none
 
 A value names an activation, a ratio d_ff/d_model, or both by a comma, for both sides or, behind
@@ -81,7 +81,7 @@ def parsed(value: str) -> dict[str, dict]:
     try:
       told = {'ratio': float(what)}
     except ValueError:
-      told = {'activation': spec.canonical(spec.parse('ffn.activation', what))}
+      told = {'activation': _activation(what)}
     if not 0 <= told.get('ratio', 0) <= 1e6:
       raise UserError(f'--vary={lab.FLAGS.vary}: {what} is no ratio; it should be from 0 on')
     for one in (side,) if colon else SIDES:
@@ -89,6 +89,13 @@ def parsed(value: str) -> dict[str, dict]:
         raise UserError(f'--vary={lab.FLAGS.vary}: {value!r} names two of the same for the {one}')
       named[one] |= told
   return named
+
+
+def _activation(text: str) -> str:
+  try:
+    return spec.canonical(spec.parse('ffn.activation', text))
+  except UserError as e:  # of a flag that the user has not given
+    raise UserError(f'--vary={lab.FLAGS.vary}: {str(e).partition(": ")[2]}') from None
 
 
 def _config(asked: Config, named: dict[str, dict], widths: dict[str, float]) -> Config:

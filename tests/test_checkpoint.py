@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import pytest
 
 from tests.processes import cell, saved_steps
 from transformer import state
+from transformer.begin import begin
 from transformer.checkpoint import Checkpoints, load_params
+from transformer.config import Config
+from transformer.decode import open_cell
 from transformer.errors import UserError
+from transformer.runs import Origin
 from transformer.state import TrainState
 
 HOST = {'sums': {'train/loss': [1 / 3, 2.0]}, 'data': 'abc', 'seconds': 1.5}
@@ -84,10 +89,48 @@ def test_params_of_a_step_and_of_no_step(tmp_path: Path, fresh: TrainState) -> N
   assert str(e.value) == f'{tmp_path / "none"}: no checkpoint in it'
 
 
-def _damage(step_folder: Path) -> None:
+def _damage(step_folder: Path, how: str = 'cut short') -> None:
+  if how == 'without state':
+    shutil.rmtree(step_folder / 'state')
   for path in (step_folder / 'state').rglob('*'):
     if path.is_file():
       path.write_bytes(path.read_bytes()[:5])
+
+
+def test_params_of_another_config(tmp_path: Path, fresh: TrainState) -> None:
+  """As where somebody edits config.json: however they are opened, they are refused."""
+  _save(tmp_path / 'checkpoints', fresh, {7: 2.0})
+  told = (tmp_path / 'config.json').write_text
+
+  def opened(config: Config) -> tuple:
+    told(json.dumps(config.to_json()))
+    return open_cell(tmp_path)
+
+  own = cell('own', **{'model.positions': 'learned'}).config
+  deep = cell('deep', **{'model.num_layers': 3}).config
+  what = f'{tmp_path}/checkpoints: checkpoint 7 is not of the config.json beside it: tensor'
+  back = 'put back the config.json of that run'
+  message = f'{what} layers/attention/key is (1, 16, 2, 8), by that file (3, 16, 2, 8); {back}'
+  for way in (lambda: opened(deep), lambda: begin(deep, Origin(tmp_path, deep, 7), fresh)):
+    with pytest.raises(UserError) as e:
+      way()
+    assert str(e.value) == message
+  with pytest.raises(UserError) as e:
+    opened(own)
+  assert str(e.value) == f'{what} positions/table is absent, by that file (16, 16); {back}'
+  assert opened(cell('fresh').config)[2] == 7
+
+
+@pytest.mark.parametrize('how', ['cut short', 'without state'])
+def test_params_that_are_not_whole(tmp_path: Path, fresh: TrainState, how: str) -> None:
+  folder = tmp_path / 'checkpoints'
+  _save(folder, fresh, {7: 2.0})
+  _damage(folder / '7', how)
+  with pytest.raises(UserError) as e:
+    load_params(folder)
+  assert str(e.value) == (
+    f'{folder}: checkpoint 7 is not whole; take another step, or train that run anew'
+  )
 
 
 @pytest.mark.parametrize('how', ['cut short', 'without state'])
@@ -96,10 +139,7 @@ def test_a_damaged_newest_one_gives_way_to_the_one_before(
 ) -> None:
   folder = tmp_path / 'checkpoints'
   _save(folder, fresh, {3: 1.0, 7: 2.0})
-  if how == 'cut short':
-    _damage(folder / '7')
-  else:
-    shutil.rmtree(folder / '7' / 'state')
+  _damage(folder / '7', how)
   checkpoints = Checkpoints(folder)
   restored, host = checkpoints.restore(fresh)
   assert int(restored.step) == 3

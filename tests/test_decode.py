@@ -228,10 +228,18 @@ def test_long_texts_go_on_past_the_context():
   assert list(got[:9]) == greedily(CONFIG, PARAMS, PROMPT, 9)
 
 
-def test_learned_positions_end_with_their_table():
+def test_learned_positions_end_with_their_table_for_each_row_by_itself():
   config = config_of('learned, post')
-  got = decode.generate(config, battery.weights(config), PROMPTS, 90, end=None)
-  assert [len(ids) for ids in got] == [12 - 5] * 3
+  params = battery.weights(config)
+  got = decode.generate(config, params, PROMPTS, 90, end=None)
+  assert [len(ids) for ids in got] == [12 - 3, 12 - 5, 12 - 1]
+  assert list(decode.generate(config, params, [PROMPT], 90, end=None)[0]) == list(got[0])
+  [alone] = decode.beam_search(config, params, [PROMPT], 90, 3, end=None)
+  among = decode.beam_search(config, params, PROMPTS, 90, 3, end=None)
+  assert [len(found[0].ids) for found in among] == [12 - 3, 12 - 5, 12 - 1]
+  assert [list(a.ids) for a in alone] == [list(b.ids) for b in among[0]]
+  np.testing.assert_allclose([a.score for a in alone], [b.score for b in among[0]], atol=1e-5)
+  assert not any(one.ended for found in among for one in found)
 
 
 def test_it_ends_with_the_document():
@@ -246,7 +254,16 @@ def test_it_ends_with_the_document():
 
 
 REFUSED = {
-  'long': ([np.zeros(13, int)], None, '--prompt: has 13 tokens; the context of the model is 12'),
+  'long': (
+    *([np.ones(13, int)], None),
+    '--prompt: has 13 tokens; the context of the model is 12',
+  ),
+  'long, with its beginning': (
+    *([np.zeros(13, int)], None),
+    '--prompt: has 13 tokens, with the 0 that begins it; the context of the model is 12',
+  ),
+  'none': ([], None, '--prompt: there is none; give one at least'),
+  'nothing': (None, None, '--prompt: there is none; give one at least'),
   'id': ([np.array([0, 11])], None, '--prompt: id 11 is not in the vocabulary of 11'),
   'negative': ([np.array([0, -1])], None, '--prompt: id -1 is not in the vocabulary of 11'),
   'empty': ([[]], None, '--prompt: has no token; begin with 0, as each document does'),
@@ -266,6 +283,27 @@ def test_what_cannot_be_read_is_refused(name):
     assert str(e.value) == message
 
 
+def test_a_context_without_room_is_refused():
+  config = config_of('learned, post')
+  for way in (decode.generate, functools.partial(decode.beam_search, beams=2)):
+    with pytest.raises(UserError) as e:
+      way(config, battery.weights(config), [PROMPT, np.arange(12) % 11], 1)
+    assert str(e.value) == (
+      '--prompt: has 12 tokens, with the 0 that begins it; they fill the context of the model'
+    )
+  assert len(decode.next_tokens(config, battery.weights(config), np.arange(12) % 11, [1.0])[0])
+
+
+def test_prompts_may_be_one_array():
+  config = config_of('source, relative')
+  params, pairs = battery.weights(config), np.array([[0, 3], [0, 5]])
+  rows = dict(prompts=list(pairs), sources=list(pairs + 1))
+  array = dict(prompts=pairs, sources=pairs + 1)
+  one, other = (decode.generate(config, params, max_new_tokens=4, **x) for x in (rows, array))
+  assert [list(ids) for ids in one] == [list(ids) for ids in other]
+  assert [list(ids) for ids in decode.generate(config, params, pairs, 0, sources=pairs)] == [[], []]
+
+
 @pytest.mark.parametrize('kind', ['encoder', 'encoder_decoder'])
 def test_models_that_write_nothing_without_more(kind):
   config = battery.tiny(**{'model.architecture': kind})
@@ -281,7 +319,11 @@ def test_models_that_write_nothing_without_more(kind):
 
 
 @pytest.mark.parametrize(
-  'wrong', [dict(temperature=-1.0), dict(top_k=-1), *(dict(top_p=p) for p in (0.0, 1.1))]
+  'wrong',
+  [
+    *(dict(temperature=t) for t in (-1.0, float('nan'))),
+    *(dict(top_k=-1), *(dict(top_p=p) for p in (0.0, 1.1))),
+  ],
 )
 def test_sampling_out_of_range(wrong):
   with pytest.raises(ValueError, match='temperature and top_k should be 0 or more'):

@@ -32,6 +32,12 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
   assert (tmp_path / 'b' / 'x').exists()
 
 
+def test_where_nothing_can_be_written() -> None:
+  with pytest.raises(UserError) as e, appearing(Path('/proc/x'), 'out'):
+    pass
+  assert str(e.value) == '--out=/proc/x: cannot be written (No such file or directory)'
+
+
 @pytest.mark.parametrize('kind', ['file', 'folder'])
 def test_what_is_there_stays(kind: str, tmp_path: Path) -> None:
   path = tmp_path / 'b'

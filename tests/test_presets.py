@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from transformer import count, optimizer, state, tensors
-from transformer.config import PRESETS, Config, resolve
+from transformer.config import PRESETS, Config, config_hash, resolve
 
 BASE, BIG = 'vaswani_base', 'vaswani_big'
 # Rows of Table 3: what differs from the base model, and millions of parameters as printed.
@@ -97,6 +99,26 @@ def test_the_rate_is_that_of_the_paper(preset):
     rate = optimizer.learning_rate(config, jnp.int32(n - 1), hypers)
     expected = config.model.d_model**-0.5 * min(n**-0.5, n * 4000**-1.5)
     assert float(rate) == pytest.approx(expected, rel=1e-5)
+
+
+_HASH = """
+import sys
+from experiments import {script}
+from transformer import flags
+from transformer.config import config_hash, resolve
+flags.FLAGS(['', '--preset=vaswani_base'])
+print(config_hash(resolve(flags.config())))
+"""
+
+
+def test_a_preset_is_the_same_under_every_script():
+  """Its length of sources, too, which experiments.seq2seq has a shorter default for."""
+  wanted = config_hash(of(BASE))
+  assert of(BASE, **{'data.source_len': 0}) == of(BASE)  # what train has always made of it
+  for script in ('seq2seq', 'train'):
+    code = _HASH.format(script=script)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (done.stderr, done.stdout.strip()) == ('', wanted)
 
 
 def test_settings_of_the_paper():

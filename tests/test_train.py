@@ -235,6 +235,16 @@ def test_variants_of_one_seed_see_the_same_batches() -> None:
   assert not any(np.array_equal(a, b) for a, b in zip(relu, other, strict=True))
 
 
+def test_an_encoder_with_nothing_to_find_again(tmp_path: Path) -> None:
+  hidden = {'model.architecture': 'encoder', 'loss.mask_rate': 0.001, 'train.steps': 1}
+  with pytest.raises(UserError) as e:
+    _run(_config(**hidden), tmp_path / 'run')
+  assert str(e.value) == (
+    '--loss.mask_rate=0.001: hides no token of the held-out text, so there is nothing to find '
+    'again; ask for more, or for a larger --data.held_out'
+  )
+
+
 def test_an_unresolved_config_is_a_bug(tmp_path: Path) -> None:
   with pytest.raises(ValueError, match=r'train\.run takes a resolved config'):
     train.run(Config(), tmp_path)

@@ -48,7 +48,7 @@ def begin(config: Config, origin: Origin, fresh: TrainState) -> tuple[TrainState
     counters = dict(bad_steps=fresh.bad_steps, skipped=fresh.skipped)
     begun = theirs.replace(key=fresh.key, hyper=fresh.hyper, **counters)
   else:
-    _, tree = load_params(folder, step)
+    _, tree = load_params(folder, step, origin.config)
     weights, kept = like(tree, fresh.params), like(tree, fresh.model_state)
     begun = fresh.replace(params=weights, model_state=kept, ema=weights if fresh.ema else {})
   record = {

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from transformer import count
+from transformer.config import Config
 from transformer.errors import UserError
-from transformer.params import merge
-from transformer.runs import saved_steps
+from transformer.params import merge, path_of
+from transformer.runs import first_difference, saved_steps
 from transformer.state import TrainState
 
 _SAVED = ('step', 'params', 'opt_state', 'model_state', 'ema', 'key', 'bad_steps', 'skipped')
@@ -99,11 +101,13 @@ class Checkpoints:
     self._manager.close()
 
 
-def load_params(folder: Path, step: int | None = None) -> tuple[int, dict[str, Any]]:
+def load_params(
+  folder: Path, step: int | None = None, config: Config | None = None
+) -> tuple[int, dict[str, Any]]:
   """(step, parameters as NumPy arrays) of the newest checkpoint in a `checkpoints` folder.
 
   The moving average of the parameters where the run keeps one. Raises UserError naming the folder
-  if there is no checkpoint.
+  if there is no checkpoint, it is not whole, or it is not of the model that `config` describes.
   """
   steps = saved_steps(folder)
   if not steps or (step is not None and step not in steps):
@@ -113,10 +117,29 @@ def load_params(folder: Path, step: int | None = None) -> tuple[int, dict[str, A
   step = steps[-1] if step is None else step
   with _checkpointer() as reader:
     path = folder.absolute() / str(step) / 'state'
-    tree = reader.metadata(path).item_metadata
-    restore = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(tree))
-    found = reader.restore(path, restore)
-    return step, merge(found.get('ema') or found['params'], found.get('model_state') or {})
+    try:
+      tree = reader.metadata(path).item_metadata
+      restore = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), dict(tree))
+      found = reader.restore(path, restore)
+    except Exception:  # orbax and what it stands on raise all kinds
+      raise UserError(
+        f'{folder}: checkpoint {step} is not whole; take another step, or train that run anew'
+      ) from None
+  params = merge(found.get('ema') or found['params'], found.get('model_state') or {})
+  if config:
+    _check_shapes(config, params, f'{folder}: checkpoint {step}')
+  return step, params
+
+
+def _check_shapes(config: Config, params: dict, what: str) -> None:
+  leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+  shapes = {path_of(path): leaf.shape for path, leaf in leaves}
+  if differs := first_difference(shapes, count.shapes(config) | count.kept(config)):
+    path, there, wanted = differs
+    raise UserError(
+      f'{what} is not of the config.json beside it: tensor {path} is {there}, by that file '
+      f'{wanted}; put back the config.json of that run'
+    )
 
 
 def save_state(path: Path, state: TrainState) -> None:

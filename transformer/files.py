@@ -27,12 +27,16 @@ def replacing(path: Path, mode: str = 'w') -> Iterator[IO[Any]]:
 def appearing(folder: Path, flag: str = '') -> Iterator[Path]:
   """A folder beside `folder` that takes its place, on disk, once the block has ended well.
 
-  flag: that named it. Raises UserError, before the block, if there is something already.
+  flag: that named it. Raises UserError, before the block, if there is something already, or
+  nothing can be.
   """
   refuse_existing(folder, flag)
-  folder = folder.absolute()
+  where, folder = _named(folder, flag), folder.absolute()
   temporary = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
-  temporary.mkdir(parents=True)
+  try:
+    temporary.mkdir(parents=True)
+  except OSError as e:
+    raise UserError(f'{where}: cannot be written ({e.strerror})') from None
   try:
     yield temporary
     for path in temporary.rglob('*'):
@@ -47,5 +51,9 @@ def appearing(folder: Path, flag: str = '') -> Iterator[Path]:
 def refuse_existing(folder: Path, flag: str = '') -> None:
   """Raises UserError if `folder`, which a flag named, is anything but new or empty."""
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    where = f'--{flag}={folder}' if flag else str(folder)
+    where = _named(folder, flag)
     raise UserError(f'{where}: is there already; name a folder that is not, or is empty')
+
+
+def _named(folder: Path, flag: str) -> str:
+  return f'--{flag}={folder}' if flag else str(folder)

@@ -38,7 +38,7 @@ def build(config: Config, by_layer: bool = False) -> Decoder | Encoder | Encoder
 
 @flax.struct.dataclass
 class Slots:
-  """Where the tokens of a call stand among all whose keys and values are kept (see decode.py).
+  """Where the tokens of a call stand among all whose keys and values are kept (see decode/).
 
   slot: of the first of them; the others follow. mask_BTS: the slots that each may look at.
   positions_BT: of each in its sequence. step_T, step_S: which step each token and each slot belongs

@@ -55,6 +55,14 @@ def saved_steps(folder: Path) -> list[int]:
   return sorted(int(path.name) for path in folder.glob('*') if path.name.isdecimal())
 
 
+def first_difference(one: dict[str, tuple], other: dict[str, tuple]) -> tuple[str, str, str] | None:
+  """The first path of which two tables of shapes differ, and both shapes; None if none does."""
+  for path in [*one, *other]:
+    if one.get(path) != other.get(path):
+      return path, *(str(shapes.get(path, 'absent')) for shapes in (one, other))
+  return None
+
+
 @dataclass(frozen=True)
 class Origin:
   """A checkpoint that --train.init_from names: the cell's folder, its config, the step."""
@@ -125,14 +133,12 @@ def retrained(config: Config, identity: str | None) -> bool:
 
 def _check(config: Config, found: Origin) -> None:
   asked = config.train.init_from
-  theirs, mine = count.shapes(found.config), count.shapes(config)
-  for path in [*mine, *theirs]:
-    if mine.get(path) != theirs.get(path):
-      there, here = (str(shapes.get(path, 'absent')) for shapes in (theirs, mine))
-      raise UserError(
-        f'--train.init_from={asked}: its tensor {path} is {there}, here {here}; give the shape '
-        f'of that run, which is in {found.folder / "config.json"}'
-      )
+  if differs := first_difference(count.shapes(config), count.shapes(found.config)):
+    path, here, there = differs
+    raise UserError(
+      f'--train.init_from={asked}: its tensor {path} is {there}, here {here}; give the shape '
+      f'of that run, which is in {found.folder / "config.json"}'
+    )
   if config.train.init != 'continue':
     return
   if config.train.steps <= found.step:

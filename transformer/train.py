@@ -222,6 +222,11 @@ class _Run:
       sums += jax.device_get([self.program.eval_step(current.eval_params, b) for b in ahead])
       self._beat(now, 'evaluating')
     sums = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
+    if not sums['targets']:
+      raise UserError(
+        f'--loss.mask_rate={self.config.loss.mask_rate}: hides no token of the held-out text, so '
+        'there is nothing to find again; ask for more, or for a larger --data.held_out'
+      )
     row = {'eval/loss': float(nats := sums['nats']) / float(sums['targets'])}
     if self.data.held_out_bytes and self.config.model.architecture != 'encoder':
       row['eval/bits_per_byte'] = float(nats / math.log(2) / self.data.held_out_bytes)

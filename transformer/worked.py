@@ -35,10 +35,11 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Step:
-  """A line of explanation, and the matrices it is about."""
+  """A line of explanation, and the matrices it is about. answer: an empty worksheet lacks it."""
 
   says: str
   matrices: Sequence[Matrix] = ()
+  answer: str = ''
 
 
 def labels(letter: str, size: int) -> list[str]:
@@ -121,14 +122,14 @@ def mixing() -> list[Step]:
       [Matrix('Y', y, f, t)],
     ),
     Step(
-      'What moves? Add 1 to feature 2 at position 3. Attention carries it to positions 2 and 3 and '
-      'to no other feature; the FFN, given that change in its own input, to features 2 and 3 and '
-      'to no other position.',
+      'What moves? Add 1 to feature 2 at position 3: of X for attention, of Z for the FFN.',
       [
         Matrix('change', one, f, t, True),
         Matrix('change of Z', moved_z, f, t),
         Matrix('change of Y by the FFN', moved_y, f, t),
       ],
+      'Attention carries it to positions 2 and 3 and to no other feature; the FFN to features 2 '
+      'and 3 and to no other position.',
     ),
   ]
 
@@ -195,7 +196,8 @@ def block(x_TD: np.ndarray, params: dict) -> dict[str, np.ndarray]:
   """Every tensor of an encoder block on one sequence, by name and letters, B = 1."""
   config, x_BTD = block_config(), jnp.asarray(x_TD)[None]
   length = x_BTD.shape[1]
-  context = Context(jnp.ones((1, length, length), bool), jnp.arange(length)[None])
+  ids_BT = jnp.zeros((1, length), jnp.int32)  # experts alone would ask which
+  context = Context(ids_BT, jnp.ones((1, length, length), bool), jnp.arange(length)[None])
   (y_BTD, _), seen = Block(config, count.groups(config)[0]).apply(
     {'params': params},
     *(x_BTD, context, 0),
@@ -243,7 +245,7 @@ def encoder() -> list[Step]:
     Step(
       'Here a row is a position, as in the library: x · W. B is 1, one sequence. '
       f'T = S = {LENGTH} positions, D = {D_MODEL}, N = {HEADS} heads, d_k = H = d_v = W = {WIDTH}, '
-      f'F = {D_FF}.'
+      f'F = {D_FF}. Each number comes from unrounded ones and is shown to two decimals.'
     ),
     Step(f'{told("x_BTD")}: the input.', [whole('x_BTD', d, True)]),
     Step(

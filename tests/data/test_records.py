@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 
 import pytest
 
@@ -108,7 +107,7 @@ class TestMistakes:
   def test_no_file(self, make, tmp_path):
     for kind in ('jsonl', 'parquet'):
       source = f'{kind}:{tmp_path}/*.x'
-      assert self.load(make, source) == f'--data.source={source}: no file matches in {os.getcwd()}'
+      assert self.load(make, source) == f'--data.source={source}: no file matches'
 
   @pytest.mark.parametrize(
     ('line', 'message'),

@@ -200,9 +200,7 @@ class TestMistakes:
     )
 
   def test_no_file(self, make, tmp_path):
-    assert self.load(make, tmp_path) == (
-      f'--data.source={source(tmp_path)}: no file matches in {os.getcwd()}'
-    )
+    assert self.load(make, tmp_path) == f'--data.source={source(tmp_path)}: no file matches'
 
   def test_size_of_an_id(self, make, tmp_path):
     bare(tmp_path / 'a.bin', stream(9))

@@ -166,6 +166,9 @@ def rows(matrix: Matrix) -> list[str]:
 @pytest.mark.parametrize('columns', [80, 120])
 def test_what_is_printed_are_those_numbers(columns):
   shown = run(columns=columns)
+  flat = ' '.join(shown.split())
+  assert 'and to no other feature; the FFN to features 2 and 3 and to no other position.' in flat
+  assert 'Each number comes from unrounded ones and is shown to two decimals.' in flat
   assert max(map(len, shown.splitlines())) <= columns
   printed = [' '.join(row.split()) for row in re.findall(r'\[(.*?)\]', shown.replace('−', '-'))]
   every = [m for part in PARTS.values() for step in part() for m in step.matrices]
@@ -179,6 +182,7 @@ def test_a_worksheet_has_what_is_given_and_boxes_for_the_rest():
   assert 'f1 [  5  6  0  7  0 ]' in shown.splitlines()
   assert 'f1 [ ____ ____ ____ ____ ____ ]' in shown.splitlines()
   assert '11' not in shown
+  assert 'What moves? Add 1 to feature 2' in shown and 'no other feature; the FFN' not in shown
   boxes = sum(m.values.size for m in results('mixing'))
   assert shown.count('____') == boxes
   assert 'encoder' not in shown

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from tests.battery import jiggle, same_bits, tiny, weights
 from tests.interop import goldens
 from transformer import count, decode
 from transformer.config import tokenizer_file
-from transformer.interop import hf, vocabulary
+from transformer.errors import UserError
+from transformer.interop import configs, hf, vocabulary
 
 END = '<|endoftext|>'
 
@@ -81,9 +84,22 @@ def test_logits_agree_up_to_the_exchange(original: Path, run: Path) -> None:
   assert np.abs(found - wanted).max() > 0.1
 
 
+@pytest.mark.parametrize('page', ['experiments/convert.py', 'README.md'])
+def test_flags_that_make_a_gpt2(page: str) -> None:
+  told = (processes.ROOT / page).read_text()
+  line = re.search(r'--model\.embedding_scale=one[^`]*?--ffn\.activation=gelu_tanh', told)[0]
+  pairs = (flag.removeprefix('--').partition('=') for flag in shlex.split(line))
+  settings = {name: value if eq else True for name, eq, value in pairs}
+  assert configs.write_config(tiny(**settings))[0].model_type == 'gpt2'
+  for name in ('model.embedding_scale', 'model.positions', 'model.norm'):
+    with pytest.raises(UserError, match='no family of transformers is such a model'):
+      configs.write_config(tiny(**{k: v for k, v in settings.items() if k != name}))
+
+
 def test_there_and_back_is_exact(original: Path, run: Path, tmp_path: Path) -> None:
   out = tmp_path / 'back'
   assert convert(run, out) == f'{out}: step 0 of {run}, for transformers\n'
+  assert len({path.stat().st_mode for path in out.iterdir()}) == 1
   assert same_bits(goldens.tensors(out), goldens.tensors(original))
   tree, was = (json.loads((f / 'config.json').read_text()) for f in (out, original))
   assert {key: was[key] for key in tree} == tree
@@ -97,11 +113,15 @@ def test_there_and_back_is_exact(original: Path, run: Path, tmp_path: Path) -> N
 
 
 def test_a_run_that_was_converted_is_used_as_any(run: Path, tmp_path: Path) -> None:
-  ran = processes.run(
-    'experiments.generate', f'--checkpoint={run}', '--prompt=w3 w5', '--max_new_tokens=4'
-  )
-  assert ran.returncode == 0, ran.stderr
-  assert ran.stdout.startswith('w3 w5 w') and len(ran.stdout.split()) <= 6
+  most = decode.open_cell(run)[0].data.seq_len
+  for beams in ([], ['--beams=2']):
+    prompt = f'--prompt={"w3 " * (most - 4)}'
+    ran = processes.run('experiments.generate', f'--checkpoint={run}', prompt, *beams)
+    assert (ran.returncode, ran.stderr.splitlines()) == (
+      *(0,),
+      [f'[{run}, step 0]', f'the context of {most} tokens is full'],
+    )
+    assert 'w3 w3 w' in ran.stdout
   text = tmp_path / 'text.txt'
   text.write_text(' '.join(f'w{i % 60}' for i in range(4000)))
   ran = processes.run(
@@ -240,6 +260,9 @@ def test_mistakes_take_one_line(original: Path, run: Path, tmp_path: Path) -> No
   assert (ran.returncode, ran.stderr) == (2, 'error: --out: is empty; name a folder\n')
   assert refused(run, out, '--step=3') == (
     f'error: {run}/checkpoints: no checkpoint of step 3 in it; there are those of 0\n'
+  )
+  assert refused(original, out, '--step=nonsense') == (
+    f"error: --step=nonsense: is of a run; {original} is a checkpoint of transformers'\n"
   )
   broken = goldens.copy('gpt2', tmp_path / 'broken')
   whole = (broken / 'model.safetensors').read_bytes()

@@ -65,6 +65,14 @@ def test_the_ffn_of_the_classical_block_holds_two_thirds() -> None:
   assert narrow['ffn_share_of_block'] == 1 / 2
 
 
+def test_a_flag_that_changes_nothing_is_named() -> None:
+  ran = processes.run('experiments.describe', '--loss.mask_rate=0.3', '--json')
+  assert (ran.returncode, ran.stderr) == (
+    0,
+    '--loss.mask_rate: changes nothing here, where there is nothing it acts on\n',
+  )
+
+
 def test_tensors_and_memory_as_json() -> None:
   facts = told('--preset=bench', '--optim.name=lion', '--optim.ema=0.9')
   assert [part['name'] for part in facts['forward']] == [

@@ -103,8 +103,7 @@ def test_a_corpus_that_is_not_there_or_not_text(tmp_path: Path) -> None:
   source = f'text:{tmp_path}/*.txt'
   args = [f'--data.source={source}', '--data.tokenizer=byte', '--model.vocab_size=0']
   workdir = tmp_path / 'run'
-  cwd = Path(__file__).parents[2]
-  assert _refused('train', workdir, *args) == f'--data.source={source}: no file matches in {cwd}'
+  assert _refused('train', workdir, *args) == f'--data.source={source}: no file matches'
   assert not workdir.exists()
   (tmp_path / 'a.txt').write_text('')
   assert _refused('train', workdir, *args) == f'--data.source={source}: the files hold no text'

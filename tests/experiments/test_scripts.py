@@ -56,7 +56,9 @@ def test_generate_continues_a_trained_run(tmp_path: Path) -> None:
   assert first == again != other
   long = processes.run(ask[0], ask[1], f'--prompt={"x" * 40}')
   assert long.returncode == 2
-  assert long.stderr == 'error: --prompt: has 41 tokens; the context of the model is 32\n'
+  assert long.stderr == (
+    'error: --prompt: has 41 tokens, with the 0 that begins it; the context of the model is 32\n'
+  )
   table = processes.run(*ask[:2], '--prompt=the cat', '--show_next=3', '--temperatures=0,1,1e9')
   assert table.returncode == 0, table.stderr
   lines = [line for line in table.stdout.splitlines() if '0.003' in line]  # 1/257 at 1e9
@@ -80,6 +82,12 @@ MISTAKES = {
   '--beams=1001': '--beams=1001: above the most allowed, 1000',
   '--beams=2 --temperature=1': '--beams: looks for the likeliest and draws nothing; leave '
   '--temperature, --top_k and --top_p out',
+  '--max_new_tokens=2000000000': '--max_new_tokens=2000000000: above the most allowed, 1000000',
+  f'--seed={2**64}': f'--seed={2**64}: above the most allowed, 2147483647',
+  '--show_next=3': '--max_new_tokens: is of writing, and --show_next writes nothing; leave it out',
+  '--show_next=3 --top_k=2': '--top_k: is of writing, and --show_next writes nothing; leave it out',
+  '--temperatures=1': '--temperatures: is of --show_next, which is not asked for',
+  '--length_penalty=1': '--length_penalty: is of --beams, which is not asked for',
   '--length_penalty=-1': '--length_penalty=-1.0: should be a number from 0 on',
   '--source=x': '--source: is for an encoder_decoder; give this model a --prompt',
 }

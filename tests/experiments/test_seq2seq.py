@@ -88,6 +88,9 @@ MISTAKES = {
   'or decoder:',
   '--vary=relu;encoder:silu,tanh': "--vary=relu;encoder:silu,tanh: 'encoder:silu,tanh' names two "
   'of the same for the encoder',
+  '--vary=relu;swigul': "--vary=relu;swigul: no variant 'swigul'; did you mean swiglu?",
+  '--vary=relu;encoder:prelu(begin=0)': '--vary=relu;encoder:prelu(begin=0): prelu has no argument '
+  "'begin'; it takes none",
   '--vary=all': '--vary=all: ffn has no list of values; name some',
   '--ffn.encoder_ratios=2': '--ffn.encoder_ratios: is what this experiment varies; use --vary',
   '--model.architecture=decoder': '--model.architecture=decoder: has not both an encoder and a '

@@ -220,6 +220,9 @@ def test_lying_indices(tmp_path: Path) -> None:
   assert said({'weight_map': names | {'more': '../b.safetensors'}}) == (
     f"{index.name}: names the file '../b.safetensors'; it should lie in the same folder"
   )
+  assert said({'weight_map': names | {'more': ['a.safetensors']}}) == (
+    f"{index.name}: names the file ['a.safetensors']; it should lie in the same folder"
+  )
   assert said({'weight_map': names | {'more': 'b.safetensors'}}).startswith(
     'b.safetensors: cannot be read'
   )

@@ -21,6 +21,7 @@ def _vaswani(d_model: int, heads: int, d_ff: int, dropout: float, steps: int) ->
     'ffn.activation': 'relu',
     'ffn.bias': True,
     'data.tokenizer': 'bpe(vocab_size=37000)',
+    'data.source_len': 128,
     'data.seq_len': 128,
     'data.batch_size': 200,
     'loss.label_smoothing': 0.1,

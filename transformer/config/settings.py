@@ -52,7 +52,7 @@ class ModelConfig:
   head_dim: int = setting(0, 'width of a head; 0: d_model / num_heads', low=0)
   v_head_dim: int = setting(0, "width of a head's values, d_v; 0: head_dim", low=0)
   attention_window: int = setting(
-    0, 'keys a token sees back from itself, itself included; 0: all', low=0
+    0, 'keys a token sees back from itself, of an encoder ahead too, itself included; 0: all', low=0
   )
   vocab_size: int = setting(
     0, "vocabulary; 0: the tokenizer's, with a mask token for an encoder", low=0, high=10**7

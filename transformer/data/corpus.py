@@ -105,10 +105,12 @@ def origin(function: Callable) -> str:
 
 def matches(pattern: str, source: str) -> list[str]:
   """The files that a glob finds, sorted. Raises UserError, naming `source`, if there is none."""
-  found = glob.glob(os.path.expanduser(pattern), recursive=True)
+  pattern = os.path.expanduser(pattern)
+  found = glob.glob(pattern, recursive=True)
   paths = sorted(p for p in found if os.path.isfile(p))
   if not paths:
-    raise UserError(f'--data.source={source}: no file matches in {os.getcwd()}')
+    where = '' if os.path.isabs(pattern) else f' in {os.getcwd()}'
+    raise UserError(f'--data.source={source}: no file matches{where}')
   return paths
 
 

@@ -6,6 +6,7 @@ itself alone; the loop over new tokens is one compiled program.
 
 from transformer.decode.beam import Hypothesis, beam_search
 from transformer.decode.kept import checked as check
+from transformer.decode.kept import most_tokens
 from transformer.decode.sampling import Sampling, generate, next_tokens, stream
 from transformer.decode.saved import open_cell, open_tokenizer
 
@@ -15,6 +16,7 @@ __all__ = [
   'beam_search',
   'check',
   'generate',
+  'most_tokens',
   'next_tokens',
   'open_cell',
   'open_tokenizer',

@@ -17,6 +17,7 @@ from transformer.decode import kept as keeping
 from transformer.decode.kept import Kept
 
 _STAGE = 64  # tokens between two growths of the buffers
+_NONE = -2  # an end that no token is
 
 
 class Hypothesis(NamedTuple):
@@ -41,26 +42,25 @@ def beam_search(
 
   Each step goes on with the `beams` likeliest unfinished continuations; one that ends among the
   likeliest `beams` is a result. The search of a prompt is over when it has `beams` results and no
-  unfinished continuation scores above the worst of them, or at max_new_tokens, where those cut
-  short compete as well. A score is log P(Y) / ((5 + |Y|) / 6)^length_penalty, |Y| with its end (Wu
-  et al. 2016, §7). One beam is greedy.
+  unfinished continuation scores above the worst of them, or where it may have no more tokens;
+  then those cut short compete as well. A score is log P(Y) / ((5 + |Y|) / 6)^length_penalty, |Y|
+  with its end (Wu et al. 2016, §7). One beam is greedy.
   Arguments as of `generate`.
   """
   prompt_BP, source_BS = keeping.checked(config, prompts, sources)
   weights = keeping.weights_for(config, params)
-  longest = int(np.max(np.sum(prompt_BP >= 0, axis=1)))
-  steps = int(min(max_new_tokens, keeping.most_tokens(config) - longest))
+  steps = min(max_new_tokens, keeping.room_after(config, prompt_BP))
   if steps < 1:
     return [[Hypothesis(np.zeros(0, np.int32), 0.0, False)] for _ in prompt_BP]
-  length = prompt_BP.shape[1]
-  rules = _Rules(beams, length, steps, -1 if end is None else end)
+  rules = _Rules(beams, prompt_BP.shape[1], steps, _NONE if end is None else end)
   state = _begin(config, rules, weights, prompt_BP, source_BS, length_penalty)
   for made in range(1, steps, _STAGE):
     if np.all(state.over_B):
       break
-    state = _with_room(state, length + beams * min(made + _STAGE, steps))
-    state = _advance(config, rules, weights, state, min(made + _STAGE, steps), length_penalty)
-  return _results(jax.device_get(_closed(rules, state, length_penalty)))
+    until = min(made + _STAGE, steps)
+    state = _with_room(rules, state, until)
+    state = _advance(config, rules, weights, state, until, length_penalty)
+  return _results(rules, state)
 
 
 class _Rules(NamedTuple):
@@ -78,7 +78,7 @@ class _State:
 
   The beams of a prompt are the queries of one step, and write neighbouring slots; which slots are
   a beam's past is told by past_BRS, so that a beam's change of parent moves no key and no value.
-  log_p_BR: of live beams. ids_BRN: their new tokens, the last one not yet read. scores_BR,
+  log_p_BR: of live beams. ids_BRN: their new tokens, the last one not yet read, then −1. scores_BR,
   found_BRN: of results, −∞ where there is none. made: tokens of a live beam.
   """
 
@@ -98,7 +98,7 @@ def _begin(config, rules, weights, prompt_BP, source_BS, penalty) -> _State:
   rows, beams = len(prompt_BP), rules.beams
   logits_BV, kept = keeping.read(config, weights, prompt_BP, source_BS, rules.length, True)
   nothing_BR = jnp.full((rows, beams), -jnp.inf)
-  ids_BRN = jnp.full((rows, beams, rules.steps), -1, jnp.int32)
+  ids_BRN = jnp.full((rows, beams, 1), -1, jnp.int32)
   state = _State(
     kept=kept,
     past_BRS=jnp.broadcast_to(prompt_BP[:, None] >= 0, (rows, beams, rules.length)),
@@ -110,7 +110,7 @@ def _begin(config, rules, weights, prompt_BP, source_BS, penalty) -> _State:
     made=jnp.int32(0),
   )
   logits_BRV = jnp.broadcast_to(logits_BV[:, None], (rows, beams, logits_BV.shape[-1]))
-  return _choose(rules, state, logits_BRV, penalty)
+  return _choose(config, rules, state, logits_BRV, penalty)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -122,7 +122,8 @@ def _advance(config, rules, weights, state, until, penalty) -> _State:
 
   def one(state: _State) -> _State:
     logits_BRV, kept, past_BRS = _read(config, rules, weights, state)
-    return _choose(rules, state.replace(kept=kept, past_BRS=past_BRS), logits_BRV, penalty)
+    state = state.replace(kept=kept, past_BRS=past_BRS)
+    return _choose(config, rules, state, logits_BRV, penalty)
 
   return jax.lax.while_loop(going, one, state)
 
@@ -138,7 +139,7 @@ def _read(config, rules, weights, state) -> tuple[jax.Array, Kept, jax.Array]:
   slots = model.Slots(
     slot=kept.slot,
     mask_BTS=past_BRS & keeping.visible(config, step_T, step_S),
-    positions_BT=(step_T[None] - kept.pad_B[:, None]),
+    positions_BT=keeping.positions_of(config, kept, step_T),
     step_T=step_T,
     step_S=step_S,
   )
@@ -147,10 +148,11 @@ def _read(config, rules, weights, state) -> tuple[jax.Array, Kept, jax.Array]:
   return logits_BRV, kept, past_BRS
 
 
-def _choose(rules, state, logits_BRV, penalty) -> _State:
-  """One more token for each live beam; those that end become results."""
+def _choose(config, rules, state, logits_BRV, penalty) -> _State:
+  """One more token for each live beam; those that end, or may not go on, become results."""
   rows, beams, vocabulary = logits_BRV.shape
   made = state.made + 1
+  divisor = ((5.0 + made) / 6.0) ** penalty
   log_p_BRV = state.log_p_BR[:, :, None] + jax.nn.log_softmax(logits_BRV)
   # Each beam ends in one way, so among twice as many there are as many that go on.
   best_BC, index_BC = jax.lax.top_k(log_p_BRV.reshape(rows, -1), 2 * beams)
@@ -162,15 +164,22 @@ def _choose(rules, state, logits_BRV, penalty) -> _State:
   going_BC = jnp.where(ends_BC, -jnp.inf, best_BC)
   log_p_BR, chosen_BR = jax.lax.top_k(going_BC, beams)
   parent_BR = jnp.take_along_axis(parent_BC, chosen_BR, axis=1)
-  ended_BR = jnp.where(ends_BC, best_BC, -jnp.inf)[:, :beams] / _length(made, penalty)
-  scores_BR, found_BRN = _better(state, ended_BR, ids_BCN[:, :beams])
+  ids_BRN = jnp.take_along_axis(ids_BCN, chosen_BR[:, :, None], axis=1)
+
+  full_B = keeping.full(config, state.kept, rules.length + made) | (made >= rules.steps)
+  ended_BR = jnp.where(ends_BC, best_BC, -jnp.inf)[:, :beams]
+  cut_BR = jnp.where(full_B[:, None], log_p_BR, -jnp.inf)
+  scores_BR, found_BRN = _better(
+    [state.scores_BR, ended_BR / divisor, cut_BR / divisor],
+    [state.found_BRN, ids_BCN[:, :beams], ids_BRN],
+  )
   # −∞ as long as there are fewer results than beams
-  over_B = jnp.min(scores_BR, axis=1) >= jnp.max(log_p_BR, axis=1) / _length(made, penalty)
+  over_B = full_B | (jnp.min(scores_BR, axis=1) >= jnp.max(log_p_BR, axis=1) / divisor)
   open_B1 = ~state.over_B[:, None]
   return state.replace(
     past_BRS=jnp.take_along_axis(state.past_BRS, parent_BR[:, :, None], axis=1),
     log_p_BR=log_p_BR,
-    ids_BRN=jnp.take_along_axis(ids_BCN, chosen_BR[:, :, None], axis=1),
+    ids_BRN=ids_BRN,
     scores_BR=jnp.where(open_B1, scores_BR, state.scores_BR),
     found_BRN=jnp.where(open_B1[:, :, None], found_BRN, state.found_BRN),
     over_B=state.over_B | over_B,
@@ -178,40 +187,35 @@ def _choose(rules, state, logits_BRV, penalty) -> _State:
   )
 
 
-@partial(jax.jit, static_argnums=0)
-def _closed(rules, state, penalty) -> _State:
-  """The results, with what was cut short where the search is not over."""
-  cut_BR = jnp.where(state.over_B[:, None], -jnp.inf, state.log_p_BR / _length(state.made, penalty))
-  scores_BR, found_BRN = _better(state, cut_BR, state.ids_BRN)
-  ended_BR = jnp.any(found_BRN == rules.end, axis=-1)
-  return scores_BR, jnp.where(found_BRN == rules.end, -1, found_BRN), ended_BR
-
-
-def _better(state, scores_BR, ids_BRN) -> tuple[jax.Array, jax.Array]:
-  """The best R of the results and of new ones."""
-  both_BC = jnp.concatenate([state.scores_BR, scores_BR], axis=1)
-  ids_BCN = jnp.concatenate([state.found_BRN, ids_BRN], axis=1)
-  best_BR, chosen_BR = jax.lax.top_k(both_BC, scores_BR.shape[1])
+def _better(scores: list[jax.Array], ids: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  """The best R of several times R (scores_BR, ids_BRN)."""
+  best_BR, chosen_BR = jax.lax.top_k(jnp.concatenate(scores, axis=1), scores[0].shape[1])
+  ids_BCN = jnp.concatenate(ids, axis=1)
   return best_BR, jnp.take_along_axis(ids_BCN, chosen_BR[:, :, None], axis=1)
 
 
-def _length(tokens: jax.Array, penalty: jax.Array) -> jax.Array:
-  return ((5.0 + tokens) / 6.0) ** penalty
+def _with_room(rules: _Rules, state: _State, tokens: int) -> _State:
+  """Buffers for live beams of so many tokens."""
+  slots = rules.length + rules.beams * tokens
+
+  def wider(x: jax.Array, size: int, filled: int) -> jax.Array:
+    return jnp.pad(x, [(0, 0), (0, 0), (0, size - x.shape[-1])], constant_values=filled)
+
+  return state.replace(
+    kept=keeping.grown(state.kept, slots),
+    past_BRS=wider(state.past_BRS, slots, False),
+    ids_BRN=wider(state.ids_BRN, tokens, -1),
+    found_BRN=wider(state.found_BRN, tokens, -1),
+  )
 
 
-def _with_room(state: _State, slots: int) -> _State:
-  """Buffers for so many slots."""
-  more = slots - state.kept.size
-  past_BRS = jnp.pad(state.past_BRS, [(0, 0), (0, 0), (0, more)])
-  return state.replace(kept=keeping.grown(state.kept, slots), past_BRS=past_BRS)
-
-
-def _results(closed: tuple) -> list[list[Hypothesis]]:
+def _results(rules: _Rules, state: _State) -> list[list[Hypothesis]]:
+  found = jax.device_get((state.scores_BR, state.found_BRN))
   return [
     [
-      Hypothesis(ids[ids >= 0], float(score), bool(ended))
-      for score, ids, ended in zip(*row, strict=True)
+      Hypothesis(ids[(ids >= 0) & (ids != rules.end)], float(score), rules.end in ids)
+      for score, ids in zip(*row, strict=True)
       if score > -np.inf
     ]
-    for row in zip(*closed, strict=True)
+    for row in zip(*found, strict=True)
   ]

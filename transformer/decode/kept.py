@@ -21,6 +21,7 @@ from transformer.ops.attention import in_reach
 from transformer.params import path_of
 
 _SLOTS = 32  # a buffer's are a multiple of this
+_NO_END = 2**31 - 1  # of a sequence
 _PROMPTS = 16  # prompts are padded to a multiple of this, so that few programs serve all
 
 
@@ -82,15 +83,18 @@ def checked(
   if (kind == 'encoder_decoder') != (sources is not None):
     wants = 'needs a source' if sources is None else 'takes no source'
     raise UserError(f'--model.architecture={kind}: {wants}')
-  prompts = [np.zeros(1, np.int32)] * len(sources) if prompts is None else prompts
+  if prompts is None:
+    prompts = [np.zeros(1, np.int32)] * len(() if sources is None else sources)
+  if not len(prompts):
+    raise UserError('--prompt: there is none; give one at least')
   length, source_len = config.data.seq_len, config.data.source_len
-  for rows, most, what in ((prompts, length, 'prompt'), (sources or (), source_len, 'source')):
-    for ids in rows:
+  for rows, most, what in ((prompts, length, 'prompt'), (sources, source_len, 'source')):
+    for ids in () if rows is None else rows:
       ids = np.asarray(ids)
       if what == 'prompt' and not len(ids):
         raise UserError('--prompt: has no token; begin with 0, as each document does')
       if len(ids) > most:
-        raise UserError(f'--{what}: has {len(ids)} tokens; the context of the model is {most}')
+        raise UserError(f'--{what}: has {_size(ids)}; the context of the model is {most}')
       if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise UserError(f'--{what}: id {wrong} is not in the vocabulary of {vocabulary}')
@@ -107,10 +111,31 @@ def checked(
   return pad(prompts, _PROMPTS, front=True), source_BS
 
 
-def most_tokens(config: Config) -> float:
+def _size(ids: np.ndarray) -> str:
+  return f'{len(ids)} tokens' + ', with the 0 that begins it' * bool(ids[0] == 0)
+
+
+def most_tokens(config: Config) -> int:
   """How many tokens a sequence may have: positions that were learned end with their table."""
   learned = spec.parse('model.positions', config.model.positions).variant == 'learned'
-  return config.data.seq_len if learned else float('inf')
+  return config.data.seq_len if learned else _NO_END
+
+
+def room_after(config: Config, prompt_BP: np.ndarray) -> int:
+  """How many new tokens the shortest prompt leaves room for.
+
+  Raises UserError if one of them leaves none.
+  """
+  most, rows = most_tokens(config), [row[row >= 0] for row in prompt_BP]
+  longest, shortest = max(rows, key=len), min(rows, key=len)
+  if len(longest) >= most:
+    raise UserError(f'--prompt: has {_size(longest)}; they fill the context of the model')
+  return most - len(shortest)
+
+
+def full(config: Config, kept: Kept, steps: jax.Array) -> jax.Array:
+  """full_B: whether sequences may not go on after so many steps, padding before them included."""
+  return steps - kept.pad_B >= most_tokens(config)
 
 
 def read(
@@ -150,10 +175,16 @@ def _in_line(config: Config, kept: Kept, tokens: int) -> model.Slots:
   return model.Slots(
     slot=kept.slot,
     mask_BTS=visible(config, step_T, step_S) & present_B1S,
-    positions_BT=jnp.maximum(step_T[None] - kept.pad_B[:, None], 0),
+    positions_BT=positions_of(config, kept, step_T),
     step_T=step_T,
     step_S=step_S,
   )
+
+
+def positions_of(config: Config, kept: Kept, step_T: jax.Array) -> jax.Array:
+  """positions_BT of tokens in their sequences; of padding and of what is past the end, any."""
+  positions_BT = step_T[None] - kept.pad_B[:, None]
+  return jnp.clip(positions_BT, 0, most_tokens(config) - 1)
 
 
 def visible(config: Config, step_T: jax.Array, step_S: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ class Sampling:
   top_p: float = 1.0
 
   def __post_init__(self) -> None:
-    if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+    if not self.temperature >= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:  # NaN is neither
       raise ValueError(f'{self}: temperature and top_k should be 0 or more, top_p above 0, up to 1')
 
 
@@ -60,12 +60,13 @@ def generate(
 
   prompts: ids, ragged, beginning with 0; of an encoder_decoder by default [0] each. sources: ids of
   an encoder_decoder's sources. A row's draws depend on seed, row and place alone. Learned positions
-  end with their table, and so do sequences. Raises UserError for what the model cannot read.
+  end with their table, and so does each sequence. Raises UserError for what the model cannot read.
   """
   found = stream(
     *(config, params, prompts, max_new_tokens, sampling, seed, sources, end), every=_EVERY
   )
-  parts = list(found) or [np.zeros((len(prompts or sources), 0), np.int32)]
+  given = sources if prompts is None else prompts
+  parts = list(found) or [np.zeros((len(given), 0), np.int32)]
   return [row[row >= 0] for row in np.concatenate(parts, axis=1)]
 
 
@@ -86,8 +87,7 @@ def stream(
   """
   prompt_BP, source_BS = keeping.checked(config, prompts, sources)
   weights = keeping.weights_for(config, params)
-  longest = int(np.max(np.sum(prompt_BP >= 0, axis=1)))
-  left = int(min(max_new_tokens, keeping.most_tokens(config) - longest))
+  left = min(max_new_tokens, keeping.room_after(config, prompt_BP))
   how = (sampling.temperature > 0, sampling.top_k, sampling.top_p, end)
   drawn = dict(key=jax.random.key(seed), temperature=np.float32(sampling.temperature))
   state, room = None, prompt_BP.shape[1]
@@ -155,8 +155,9 @@ _read = partial(jax.jit, static_argnums=(0, 4))(keeping.read)
 def _begin(config, how, size, weights, prompt_BP, source_BS, key, temperature) -> tuple:
   """(state after the first token, (B, 1) that token)."""
   logits_BV, kept = keeping.read(config, weights, prompt_BP, source_BS, size)
-  token_B, done_B = _draw(how, logits_BV, key, jnp.int32(0), temperature)
-  return _State(kept, token_B, done_B, jnp.int32(1)), jnp.where(done_B, -1, token_B)[:, None]
+  token_B, ends_B = _draw(how, logits_BV, key, jnp.int32(0), temperature)
+  done_B = ends_B | keeping.full(config, kept, kept.slot + 1)
+  return _State(kept, token_B, done_B, jnp.int32(1)), jnp.where(ends_B, -1, token_B)[:, None]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
@@ -171,8 +172,9 @@ def _advance(config, how, most, weights, state, steps, key, temperature) -> tupl
     state, tokens_BN, i = carry
     logits_BV, kept = keeping.follow(config, weights, state.kept, state.token_B)
     token_B, ends_B = _draw(how, logits_BV, key, state.made, temperature)
-    done_B = state.done_B | ends_B
-    shown_B1 = jnp.where(done_B, -1, token_B)[:, None]
+    ended_B = state.done_B | ends_B
+    done_B = ended_B | keeping.full(config, kept, kept.slot + 1)
+    shown_B1 = jnp.where(ended_B, -1, token_B)[:, None]
     tokens_BN = jax.lax.dynamic_update_slice(tokens_BN, shown_B1, (0, i))
     return _State(kept, token_B, done_B, state.made + 1), tokens_BN, i + 1
 

@@ -22,7 +22,7 @@ def open_cell(folder: Path, which: str = 'newest') -> tuple[Config, dict, int]:
   """
   folder = cell_folder(folder)
   config = read_config(folder)
-  step, params = load_params(folder / 'checkpoints', _step(folder, which))
+  step, params = load_params(folder / 'checkpoints', _step(folder, which), config)
   return config, params, step
 
 

@@ -69,6 +69,7 @@ def save(
   with appearing(Path(directory)) as folder:
     (folder / CONFIG).write_text(json.dumps(tree, indent=2, sort_keys=True) + '\n')
     shards.write(folder / shards.FILE, found)
+    shutil.copymode(folder / CONFIG, folder / shards.FILE)  # else its owner's alone
     if home:
       copy_companions(home, folder)
       _introduce(folder / TOKENIZER)

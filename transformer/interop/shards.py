@@ -73,10 +73,11 @@ def _open_shards(index: Path) -> dict[str, Tensor]:
   shard_of = read_json(index).get('weight_map')
   if not isinstance(shard_of, dict) or not shard_of:
     raise UserError(f'{index}: has no weight_map of tensor names to files')
-  found: dict[str, Tensor] = {}
-  for shard in dict.fromkeys(shard_of.values()):
+  for shard in shard_of.values():
     if not isinstance(shard, str) or Path(shard).name != shard:
       raise UserError(f'{index}: names the file {shard!r}; it should lie in the same folder')
+  found: dict[str, Tensor] = {}
+  for shard in dict.fromkeys(shard_of.values()):
     path = index.with_name(shard)
     for name, tensor in _open(path).items():
       if shard_of.get(name) != shard:
