@@ -71,7 +71,8 @@ def draw(figure, results: Results, theme: Theme) -> None:
   columns = 2 if len(found) in (2, 4) else min(len(found), 3)
   rows = math.ceil(len(found) / columns)
   tallest = max(len(load.relative_RT) for load in found)
-  height = min(max(1.5, 0.1 * tallest + 0.25 * max(len(load.layers) for load in found)), 5.0)
+  deepest = max(len(load.layers) for load in found)
+  height = min(max(1.5, 0.1 * tallest + 0.25 * deepest), 5.0 if rows == 1 else 3.8)
   figure.set_size_inches(8.4, rows * (height + 0.75) + 0.2)
   less, more = theme.verdicts['better'], theme.verdicts['worse']
   colours = LinearSegmentedColormap.from_list('load', [less, theme.grid, more]).with_extremes(
@@ -79,11 +80,14 @@ def draw(figure, results: Results, theme: Theme) -> None:
   )
   scale = Normalize(-_OCTAVES, _OCTAVES)
   panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-  for load, ax in zip(found, panels, strict=False):
+  for i, (load, ax) in enumerate(zip(found, panels, strict=False)):
     _draw_load(ax, load, colours, scale, theme)
+    if i % columns and load.layers == found[i - 1].layers:
+      ax.set_yticks([])
   for ax in panels[len(found) :]:
     ax.set_axis_off()
-  bar = figure.colorbar(ScalarMappable(scale, colours), ax=panels, aspect=14 * rows + 6, pad=0.02,
+  bar = figure.colorbar(ScalarMappable(scale, colours), ax=panels, aspect=20, pad=0.02,
+                        shrink=1 / rows, anchor=(0, 1),
                         ticks=range(-_OCTAVES, _OCTAVES + 1))  # fmt: skip
   bar.ax.set_yticklabels(['≤ ¼', '½', 'even', '2', '≥ 4'], size=8.5)
   bar.set_label('load / even share', size=8.5)
@@ -95,7 +99,7 @@ def _draw_load(ax, load: Load, colours, scale, theme: Theme) -> None:
 
   many = len(load.relative_RT)
   octaves_RT = np.ma.log2(load.relative_RT)  # masked where there is no load
-  ax.imshow(octaves_RT, cmap=colours, norm=scale, aspect='auto', interpolation='nearest',
+  ax.imshow(octaves_RT, cmap=colours, norm=scale, aspect='auto',
             extent=(0, load.steps[-1], many, 0))  # fmt: skip
   ends = np.cumsum(list(load.layers.values()))
   for end in ends[:-1]:

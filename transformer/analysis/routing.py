@@ -24,13 +24,6 @@ NOTE = (
   'place; where experts choose, tokens that none took. Log Z: log-sum-exp of the router’s scores.'
 )
 TRAINING, _HELD_OUT = 'router', 'eval_router'
-_MEASURES = {  # heading -> name
-  'max violation': 'max_violation',
-  'load cv': 'load_cv',
-  'entropy, nats': 'entropy',
-  'dead experts': 'dead_experts',
-  'log Z': 'log_z',
-}
 _TITLES = {
   'entropy': 'entropy / log E',
   'max_violation': 'max violation',
@@ -57,21 +50,33 @@ def measured(results: Results) -> list[Variant]:
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
   """Headings and rows, a variant a row."""
   keys = [results.heading(path) for path in results.by] or ['run']
-  headings = [*keys, 'experts', *_MEASURES, 'entropy / log E', 'dropped']
-  return headings, [_row(v) for v in measured(results)]
+  found = [(v, _row(v)) for v in measured(results)]
+  headings = [*keys, *found[0][1]] if found else keys
+  return headings, [[*v.keys, *row.values()] for v, row in found]
 
 
-def _row(variant: Variant) -> list[str]:
+def _row(variant: Variant) -> dict[str, str]:
+  """Heading -> what it says of one variant."""
   sizes = sorted({n for c in variant.done for n in experts(c).values()})
-  told = [number(variant.over_layers(f'{_HELD_OUT}/{name}')) for name in _MEASURES.values()]
-  shares = [
-    variant.over_layers(f'{_HELD_OUT}/entropy') if len(sizes) == 1 else None,
-    variant.over_layers(f'{_HELD_OUT}/dropped'),
-  ]
-  if shares[0] is not None:
-    shares[0] /= math.log(sizes[0]) if sizes[0] > 1 else math.inf
-  percents = [NONE if share is None else f'{100 * share:.1f} %' for share in shares]
-  return [*variant.keys, '/'.join(map(str, sizes)), *told, *percents]
+
+  def of(name: str) -> float | None:
+    return variant.over_layers(f'{_HELD_OUT}/{name}')
+
+  share = of('entropy') if sizes[0] == sizes[-1] > 1 else None
+  return {
+    'experts': '/'.join(map(str, sizes)),
+    'max violation': number(of('max_violation')),
+    'load cv': number(of('load_cv')),
+    'dead experts': number(of('dead_experts')),
+    'dropped': _percent(of('dropped')),
+    'entropy, nats': number(of('entropy')),
+    'entropy / log E': _percent(share and share / math.log(sizes[0])),
+    'log Z': number(of('log_z')),
+  }
+
+
+def _percent(share: float | None) -> str:
+  return NONE if share is None else f'{100 * share:.1f} %'
 
 
 # --- Over training.

@@ -56,8 +56,8 @@ def _ahead(results: Results) -> list[str]:
   if not found:
     return []
   return [
-    f'{AHEAD.strip()} Which experts a token meets depends in {_names(results, found)} on tokens '
-    'behind it, those to be predicted among them: routing looks ahead, and a win by it is void.'
+    f'{AHEAD.strip()} Routing looks ahead in {_names(results, found)}: which experts a token meets '
+    'depends on tokens behind it, which are to be predicted. A win of that is void.'
   ]
 
 
