@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.battery import jiggle, rows, tiny, weights
-from transformer import count, data, liking, objective, step
+from transformer import count, data, liking, objective, step, train
 from transformer.config import Config
 from transformer.data.tokenizers import Byte
 
@@ -129,3 +129,10 @@ def test_what_is_asked_for_and_what_looks_ahead():
     own = {'model.architecture': architecture, 'moe.router': router, 'data.tokenizer': 'byte'}
     assert count.looks_ahead(tiny(**free, **own)) == ahead, (architecture, router)
   assert count.looks_ahead(tiny(**free, **late)) and not count.looks_ahead(tiny())
+
+
+def test_a_run_writes_it_after_its_last_step(tmp_path):
+  config = tiny(**{'moe.experts': 4, 'model.num_layers': 1, 'train.steps': 1})
+  train.run(config.replace(**{'train.ffn_statistics': False}), tmp_path)
+  (layer,) = json.loads((tmp_path / liking.FILE).read_text())['layers']
+  assert sum(expert['share'] for expert in layer['experts']) == pytest.approx(1.0)
