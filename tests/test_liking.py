@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.battery import jiggle, rows, tiny, weights
-from transformer import count, data, liking, objective, step, train
+from transformer import count, data, liking, metrics, objective, step, train
 from transformer.config import Config
 from transformer.data.tokenizers import Byte
 
@@ -128,6 +128,10 @@ def test_what_is_asked_for_and_what_looks_ahead():
   for (architecture, router), ahead in cases.items():
     own = {'model.architecture': architecture, 'moe.router': router, 'data.tokenizer': 'byte'}
     assert count.looks_ahead(tiny(**free, **own)) == ahead, (architecture, router)
+  pairs = free | {'model.architecture': 'encoder_decoder', 'moe.router': 'expert_choice'}
+  for where in ('layers', 'encoder_layers'):
+    own = {'moe.layers': 'none', 'moe.encoder_layers': 'none', f'moe.{where}': 'all'}
+    assert count.looks_ahead(tiny(**pairs | own)) == (where == 'layers')
   assert count.looks_ahead(tiny(**free, **late)) and not count.looks_ahead(tiny())
 
 
@@ -136,3 +140,5 @@ def test_a_run_writes_it_after_its_last_step(tmp_path):
   train.run(config.replace(**{'train.ffn_statistics': False}), tmp_path)
   (layer,) = json.loads((tmp_path / liking.FILE).read_text())['layers']
   assert sum(expert['share'] for expert in layer['experts']) == pytest.approx(1.0)
+  row = next(r for r in metrics.read(tmp_path / metrics.FILE) if 'eval_router/entropy/0' in r)
+  assert row['step'] == 1 and row['eval_router/load/0/3'] >= 0

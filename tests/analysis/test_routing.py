@@ -20,6 +20,7 @@ from transformer.analysis import (
   table,
   verdict,
 )
+from transformer.analysis.grid import grid
 from transformer.analysis.load import load
 from transformer.analysis.results import Results
 
@@ -201,3 +202,23 @@ def test_a_running_cell_is_drawn_and_one_without_experts_has_no_section(tmp_path
   running = load(folder)
   assert len(loads.loads(running)) == 3 and len(routing.courses(running)) == 3
   assert routing.table(running)[1] == [] and experts.likes(running) == []
+
+
+def test_a_few_steps_without_a_row_of_training_have_their_table(tmp_path):
+  folder = write(tmp_path / 'runs', {'topk': (0.0, 0.0)}, seeds=1)
+  (path,) = folder.glob('cells/*/metrics.jsonl')
+  lines = path.read_text().splitlines()
+  path.write_text(lines[-1] + '\n')
+  found = load(folder)
+  assert routing.table(found)[1][0][1] == '4'
+  assert (routing.courses(found), loads.loads(found)) == ({}, [])
+
+
+def test_a_line_of_a_grid_carries_the_mark(tmp_path):
+  folders = [
+    write(tmp_path / f'{rate}', settings={'moe.experts': 4, 'optim.learning_rate': rate})
+    for rate in (0.004, 0.008)
+  ]
+  found = load(folders, 'moe.router,optim.learning_rate')
+  assert {line.name for line in grid(found).lines} == {'topk', 'switch', 'expert_choice †'}
+  assert '`expert_choice`' not in ' '.join(verdict.sentences(found))

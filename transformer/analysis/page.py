@@ -139,21 +139,21 @@ def _experts(results: Results, plots: list[Plot]) -> str:
   liked = experts.likes(results)
   if liked:
     body += f'<p class="small">{escape(experts.caption(results))}</p>\n'
-  for likes in liked:
-    *others, _ = zip(*likes.rows, strict=True)
-    signs = [' '.join(f'<code>{escape(t)}</code>' for t in row[-1]) for row in likes.rows]
-    told = ''.join(
-      f'<tr>{"".join(f"<td>{escape(c)}</td>" for c in cells)}<td class="text">{sign}</td></tr>\n'
-      for *cells, sign in zip(*others, signs, strict=True)
-    )
-    *heads, last = (escape(h) for h in experts.HEADINGS)
-    head = ''.join(f'<th>{h}</th>' for h in heads) + f'<th class="text">{last}</th>'
-    body += (
-      f'<details{" open" if likes is liked[0] else ""}><summary>{escape(experts.title(likes))}'
-      f'</summary>\n<div class="scroll"><table class="likes">\n<thead><tr>{head}</tr></thead>\n'
-      f'<tbody>\n{told}</tbody>\n</table></div></details>\n'
-    )
-  return body
+  return body + ''.join(_likes(found, ' open' * (found is liked[0])) for found in liked)
+
+
+def _likes(found: experts.Likes, is_open: str) -> str:
+  """What the experts of one variant like."""
+  *heads, last = experts.HEADINGS
+  rows = f'<tr>{"".join(f"<th>{h}</th>" for h in heads)}<th class="text">{last}</th></tr>\n'
+  for *cells, tokens in found.rows:
+    signs = ' '.join(f'<code>{escape(token)}</code>' for token in tokens)
+    told = ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
+    rows += f'<tr>{told}<td class="text">{signs}</td></tr>\n'
+  return (
+    f'<details{is_open}><summary>{escape(experts.title(found))}</summary>\n'
+    f'<div class="scroll"><table class="likes">\n{rows}</table></div></details>\n'
+  )
 
 
 def _figures(plots: list[Plot], section: str) -> str:

@@ -33,9 +33,9 @@ _TITLES = {
 
 def experts(cell: Cell) -> dict[int, int]:
   """Layer -> number of its experts, by the first row that tells a load."""
-  stem = f'{TRAINING}/load/'
-  row = next((r for r in cell.rows if any(k.startswith(stem) for k in r)), {})
-  places = (key.removeprefix(stem).split('/') for key in row if key.startswith(stem))
+  stems = f'{TRAINING}/load/', f'{_HELD_OUT}/load/'
+  row = next((r for r in cell.rows if any(k.startswith(stems) for k in r)), {})
+  places = (key.split('/')[2:] for key in row if key.startswith(stems))
   found: dict[int, int] = {}
   for layer, expert in sorted((int(layer), int(expert)) for layer, expert in places):
     found[layer] = expert + 1
