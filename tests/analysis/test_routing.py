@@ -153,6 +153,7 @@ def test_a_win_of_what_looks_ahead_is_void(found):
     d.startswith('The lowest mean besides `topk` and what looks ahead is') for d in details
   )
   assert all('`expert_choice`' not in sentence for sentence in (first, *details))
+  assert any(d.startswith('Every variant that does not look ahead is better') for d in details)
   assert any('void where the lower loss' in line for line in method.numbers(found))
   (row, *_) = csv.DictReader(io.StringIO(report.summary(found)))
   assert (row['variant'], row['looks_ahead'], row['verdict']) == ('expert_choice', 'True', 'void')
@@ -170,6 +171,9 @@ def test_without_a_baseline_the_lowest_is_one_that_does_not_look_ahead(tmp_path)
   told = verdict.sentences(load(write(tmp_path / 'runs', baseline='')))
   assert 'besides what looks ahead, the lowest mean held-out loss is' in told[0]
   assert told[0].endswith('by `topk`.')
+  alone = write(tmp_path / 'alone', {'expert_choice': (-0.3, 0.0)}, baseline='')
+  told = verdict.sentences(load(alone))
+  assert told[1].startswith('† Routing') and 'better' not in ' '.join(told)
 
 
 def test_active_parameters_stand_beside_all_and_the_sentence_tells_experts(found, tmp_path):
