@@ -178,6 +178,8 @@ def _record(experiment: Experiment) -> dict:
         'seed': cell.seed,
         'folder': cell.folder_name,
         'params': count.params(cell.config),
+        'active_params': count.active_params(cell.config),
+        'looks_ahead': count.looks_ahead(cell.config),
         'flops_per_token': count.flops_per_token(cell.config),
         'd_ff': cell.config.ffn.d_ff,
         'encoder_d_ff': count.encoder_d_ff(cell.config),
@@ -261,7 +263,7 @@ def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> No
 def _forget(folder: Path) -> None:
   """Removes a cell's results so that it runs anew."""
   names = ('done.json', 'failed.json', 'metrics.jsonl', 'provenance.json', 'heartbeat.json')
-  for name in (*names, 'samples.json', 'log.txt'):
+  for name in (*names, 'samples.json', 'experts.json', 'log.txt'):
     (folder / name).unlink(missing_ok=True)
   for name in ('bad', 'checkpoints', 'tensorboard', 'wandb'):
     shutil.rmtree(folder / name, ignore_errors=True)

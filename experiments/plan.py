@@ -56,6 +56,8 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
     for column, telling in _COLUMNS.items()
     if not telling or len({row[telling] for row in rows.values()}) > 1
   ]
+  if all(row['active'] == row['parameters'] for row in rows.values()):  # no experts
+    shown.remove('active')
   table.add_column('variant')
   for heading in ('seeds', *shown):
     table.add_column(heading, justify='right', no_wrap=True)
@@ -87,6 +89,7 @@ _COLUMNS = {  # column of the plan -> the one that must differ between variants 
   'd_ff': '',
   'ratio': 'ratio',
   'parameters': '',
+  'active': '',
   'FLOPs/token': '',
   'off budget': 'off budget',
 }
@@ -105,6 +108,7 @@ def _row(experiment: Experiment, config: Config) -> dict[str, str]:
     f'{config.ffn.d_ff:,}',
     f'{config.ffn.ratio:.3g}',
     f'{count.params(config):,}',
+    f'{count.active_params(config):,}',
     f'{count.flops_per_token(config):,}',
     f'{100 * off:+.2f} %',
   )

@@ -27,7 +27,6 @@ flags.define(**PRESETS['pilot'])
 TEXT = flags.script_flag('str', 'text', '', 'text to cut')
 COMPARE = flags.script_flag('str', 'compare', '', "more tokenizers, separated by commas or ';'")
 JSON = flags.script_flag('bool', 'json', False, 'print one JSON object')
-_SHOWN = {' ': '␣', '\n': '⏎', '\t': '⇥', '\r': '␍'}
 _LENGTHS = (1, 2, 3, 4, 6, 9)  # bytes: the last of each class of the histogram
 
 
@@ -153,9 +152,11 @@ def _print_cut(out: Console, cut: dict) -> None:
   """Pieces over their ids, as many in a line as there is room for."""
   from rich.cells import cell_len
 
+  from transformer.data.tokenizers import visible
+
   lines, pieces, ids = [], '', ''
   for piece, i in zip(cut['pieces'], cut['ids'], strict=True):
-    shown = ''.join(_SHOWN.get(c, c if c.isprintable() else '·') for c in piece)
+    shown = visible(piece)
     width = max(cell_len(shown), len(str(i)))
     if pieces and cell_len(pieces) + width + 3 > out.width - 4:
       lines.append((pieces, ids))
@@ -216,9 +217,11 @@ def _print_statistics(out: Console, told: dict) -> None:
 def _frequent(row: dict | None) -> str:
   from rich.markup import escape
 
+  from transformer.data.tokenizers import visible
+
   if row is None:
     return ''
-  shown = ''.join(_SHOWN.get(c, c if c.isprintable() else '·') for c in row['text'])
+  shown = visible(row['text'])
   return f'{escape(shown)}  {row["share"]:.1%}'
 
 

@@ -254,6 +254,13 @@ def active_params(config: Config) -> int:
   return round(params(config) - idle)
 
 
+def looks_ahead(config: Config) -> bool:
+  """Whether a decoder's routing depends on tokens that it is yet to predict."""
+  if config.model.architecture == 'encoder' or not routing.noncausal(config):
+    return False
+  return any(group.experts for group in groups(config) if group.stack == 'layers')
+
+
 def active(config: Config, group: Group) -> float:
   """Experts that compute a token of a group of layers, on average."""
   variant = routing.router(config)

@@ -23,6 +23,7 @@ from transformer import (
   data,
   diagnose,
   health,
+  liking,
   parallel,
   provenance,
   runs,
@@ -75,6 +76,7 @@ class Program:
     self._rows = np.arange(config.data.batch_size, dtype=np.int32)
     whole = self.executor.compile_whole
     self.ffn_statistics = whole(functools.partial(diagnose.ffn_statistics, config))
+    self.choices = whole(functools.partial(liking.choices, config))
     self.training_statistics = whole(functools.partial(diagnose.training_statistics, config))
 
   def init(self, config: Config) -> TrainState:
@@ -234,6 +236,9 @@ class _Run:
       beat = functools.partial(self._beat, now, 'decoding')
       params = jax.device_get(self.program.executor.fetch(current.eval_params))
       row |= translate.score(self.config, params, self.data, self.folder, beat)
+    if now == self.config.train.steps and liking.wanted(self.config):
+      decide = functools.partial(self.program.choices, current.eval_params)
+      liking.write(self.config, decide, self.data, self.folder)
     if routed := health.health(self.config, sums['routed']):
       named = {f'eval_{name}': pair for name, pair in jax.device_get(routed).items()}
       self.log.write(now, means(named))

@@ -157,7 +157,7 @@ def write_folder(
       gated = 'glu' in variant
       d_ff = int(float(variant) * 96) if name == 'ffn_width' else 256 if gated else 384
       params = 319_968 + 2 * 2 * 96 * (d_ff - 384) if name == 'ffn_width' else 319_968
-      named = variable in ('', 'ffn', 'ffn.activation', 'data.tokenizer')
+      named = variable in ('', 'ffn', 'ffn.activation', 'data.tokenizer', 'moe.router')
       value = variant if named else float(variant)
       told = {variable: value} if '.' in variable else {}
       config = set_to(base, {**told, 'ffn.d_ff': d_ff, 'seed': seed})

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments.plan import Experiment
+from tests.battery import tiny
 from tests.experiments.planned import column, plan, refusal, spread
 from tests.processes import TINY, flags, keep_programs, read, run
-from transformer import spec
+from transformer import count, spec
+from transformer.config import Config
 
 
 @pytest.mark.parametrize(
@@ -137,3 +140,17 @@ def test_cells_of_other_batches_share_no_reference_and_each_has_its_own_data(
 def test_the_folder_is_named_after_the_setting() -> None:
   ended = run('experiments.compare', '--dry_run', *NORM)
   assert 'in runs/model.norm; nothing was run' in ended.stdout
+
+
+def test_active_parameters_are_planned_and_recorded_where_there_are_experts() -> None:
+  found = plan('compare', '--setting=moe.experts', '--vary=0,8', '--baseline=8', '--match=active')
+  assert spread(found, 'active') < 0.005 and spread(found, 'parameters') > 0.5
+  assert 'active' not in plan('compare', *NORM)['layernorm']
+  from experiments import lab
+  from launch.cells import Cell
+
+  config = tiny(**{'moe.experts': 4, 'moe.router': 'expert_choice', 'moe.allow_noncausal': True})
+  one = Experiment('x', '', Config(), config, [Cell('a-seed0', 'a', config)])
+  (entry,) = lab._record(one)['cells']
+  assert entry['looks_ahead'] and entry['active_params'] == count.active_params(config)
+  assert entry['active_params'] < entry['params']

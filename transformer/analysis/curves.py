@@ -117,8 +117,7 @@ def _curve(variant: Variant) -> Curve | None:
   whole = [(c, drawn(np.asarray(values))) for c, steps, values in series if steps == longest]
   found = [stats.sample(values) for values in zip(*(line for _, line in whole), strict=True)]
   mean = np.array([s.mean for s in found])
-  low = np.array([min(s.values) if s.half is None else s.mean - s.half for s in found])
-  high = np.array([max(s.values) if s.half is None else s.mean + s.half for s in found])
+  low, high = np.array([s.low for s in found]), np.array([s.high for s in found])
   cells = [c for c, _ in whole]
   points, spikes = _held_out(cells, variant.measure.key), _spikes(cells, variant.measure.line)
   return Curve(variant.name, np.asarray(longest), mean, low, high, points, spikes)

@@ -9,7 +9,7 @@ import numpy as np
 
 from transformer.analysis import formats
 from transformer.analysis.results import Results
-from transformer.analysis.theme import Theme
+from transformer.analysis.theme import Look, Theme
 
 _GAP = 0.062  # between labels, as a share of the axis' height
 _PLACES = {1.0: 0.88, 0.0: 0.12, 0.5: 0.5}  # where a label is aligned -> its centre
@@ -123,3 +123,18 @@ def number_axis(ax, values: dict[float, str], name: str) -> None:
   ax.set_xticks(xs, texts)
   ax.minorticks_off()
   ax.set_xlabel(f'{name}{" (logarithmic)" if logarithmic else ""}')
+
+
+def labels_abreast(labels: list[str], width: float) -> int:
+  """How many entries of a legend stand side by side in so many inches."""
+  return max(1, int(width / (0.6 + 0.075 * max(map(len, labels)))))
+
+
+def legend(figure, labels: list[str], looks: list[Look], abreast: int) -> None:
+  """Above all panels, in as many columns."""
+  from matplotlib.lines import Line2D
+
+  both = zip(labels, looks, strict=True)
+  handles = [Line2D([], [], color=k.colour, ls=k.dash, lw=2, label=name) for name, k in both]
+  figure.legend(handles=handles, loc='outside upper left', ncols=min(abreast, len(handles)),
+                frameon=False, fontsize=9, handlelength=1.6, columnspacing=1.4)  # fmt: skip

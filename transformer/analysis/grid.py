@@ -66,7 +66,9 @@ def grid(results: Results) -> Grid | None:
   lines: dict[str, list[tuple[float, Variant]]] = {}
   for v in results.variants:
     lines.setdefault(v.values[1 - at], []).append((float(v.values[at]), v))
-  found = (Line(name, tuple(sorted(ps, key=lambda p: p[0]))) for name, ps in lines.items())
+  found = (
+    Line(name + ps[0][1].mark, tuple(sorted(ps, key=lambda p: p[0]))) for name, ps in lines.items()
+  )
   return Grid(results.by[at], results.by[1 - at], tuple(found))
 
 

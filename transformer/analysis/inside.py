@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from transformer.analysis import stats
 from transformer.analysis.curves import MOST
+from transformer.analysis.drawing import labels_abreast, legend
 from transformer.analysis.grid import selected
-from transformer.analysis.results import Cell, Results, Variant, is_number
+from transformer.analysis.results import Cell, Results, Variant
 from transformer.analysis.theme import Look, Theme, looks
 
+SECTION = 'Inside the FFN'
 _PREFIX = 'ffn/'
 _HEADINGS = {  # in the order they are shown; others follow under their own name
   'zeros': 'zeros (share)',
@@ -34,13 +35,7 @@ def heading(name: str) -> str:
 
 def layers(cell: Cell, name: str) -> dict[int, float]:
   """Layer -> the statistic at the cell's last evaluation; {} where there is none."""
-  last = next((r for r in reversed(cell.rows) if any(k.startswith(_PREFIX) for k in r)), {})
-  found = {}
-  for key, value in last.items():
-    stem, _, layer = key.rpartition('/')
-    if stem == _PREFIX + name and layer.isdecimal() and is_number(value):
-      found[int(layer)] = float(value)
-  return dict(sorted(found.items()))
+  return cell.by_layer(_PREFIX + name)
 
 
 def statistics(results: Results) -> list[str]:
@@ -59,24 +54,14 @@ def statistics(results: Results) -> list[str]:
 
 def mean(variant: Variant, name: str) -> float | None:
   """Over layers and finished seeds; None where there is nothing."""
-  cells = [found.values() for c in variant.done if (found := layers(c, name))]
-  return math.fsum(_mean(values) for values in cells) / len(cells) if cells else None
-
-
-def _mean(values: Iterable[float]) -> float:
-  values = list(values)
-  return math.fsum(values) / len(values)
+  return variant.over_layers(_PREFIX + name)
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
   """Headings and rows, a variant a row: each statistic's mean over seeds and layers."""
   names = statistics(results)
   keys = [results.heading(path) for path in results.by] or ['run']
-  rows = [
-    [*(v.values or (v.name,)), *(number(mean(v, n)) for n in names)]
-    for v in results.ranked
-    if v.done
-  ]
+  rows = [[*v.keys, *(number(mean(v, n)) for n in names)] for v in results.ranked if v.done]
   return [*keys, *map(heading, names)], rows
 
 
@@ -103,7 +88,7 @@ def draw(figure, results: Results, theme: Theme) -> None:
   rows = math.ceil(len(names) / columns)
   labels = [results.label(v.name) for v in variants]
   width = 2.8 * columns + 0.2
-  abreast = max(1, int(width / (0.6 + 0.075 * max(map(len, labels)))))  # labels in a line
+  abreast = labels_abreast(labels, width)
   figure.set_size_inches(width, 2.05 * rows + 0.3 * math.ceil(len(labels) / abreast) + 0.2)
   panels = figure.subplots(rows, columns, squeeze=False).flat
   for name, ax in zip(names, panels, strict=False):
@@ -113,7 +98,7 @@ def draw(figure, results: Results, theme: Theme) -> None:
   for ax in list(panels):  # those that the loop above has left
     ax.set_axis_off()
   if len(variants) > 1:
-    _legend(figure, labels, [look[v.name] for v in variants], abreast)
+    legend(figure, labels, [look[v.name] for v in variants], abreast)
 
 
 def _draw_layers(ax, variant: Variant, name: str, look: Look, alpha: float, theme: Theme) -> None:
@@ -122,9 +107,7 @@ def _draw_layers(ax, variant: Variant, name: str, look: Look, alpha: float, them
   found = [stats.sample(c[x] for c in cells if x in c) for x in xs]
   if not found:
     return
-  low = [min(s.values) if s.half is None else s.mean - s.half for s in found]
-  high = [max(s.values) if s.half is None else s.mean + s.half for s in found]
-  means = [s.mean for s in found]
+  low, high, means = zip(*((s.low, s.high, s.mean) for s in found), strict=True)
   ax.fill_between(xs, low, high, color=look.colour, alpha=max(alpha, 0.05), lw=0)
   ax.plot(xs, means, 'o', ls=look.dash, lw=1.4, ms=3.8, color=look.colour, mec=theme.paper, mew=0.5)
 
@@ -148,12 +131,3 @@ def _dress(ax, name: str) -> None:
   xs = [x for line in ax.lines for x in line.get_xdata()]
   ax.set_xlim(min(xs) - 0.3, max(xs) + 0.3)
   ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-
-
-def _legend(figure, labels: list[str], looks: list[Look], abreast: int) -> None:
-  from matplotlib.lines import Line2D
-
-  both = zip(labels, looks, strict=True)
-  handles = [Line2D([], [], color=k.colour, ls=k.dash, lw=2, label=name) for name, k in both]
-  figure.legend(handles=handles, loc='outside upper left', ncols=min(abreast, len(handles)),
-                frameon=False, fontsize=9, handlelength=1.6, columnspacing=1.4)  # fmt: skip

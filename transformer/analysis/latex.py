@@ -11,7 +11,7 @@ _ESCAPES = {
   '\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', '&': r'\&', '%': r'\%', '$': r'\$',
   '#': r'\#', '_': r'\_', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$',
   '>': '$>$', '|': '$|$', '−': '$-$', '±': r'$\pm$', '×': r'$\times$', '–': '--', '…': r'\ldots{}',
-  '’': "'", '"': "''", '²': '$^2$', '\xa0': '~',
+  '’': "'", '"': "''", '²': '$^2$', '†': r'$^\dagger$', '\xa0': '~',
 }  # fmt: skip
 _MACHINE = ('tokens/s',)  # tell of a machine, not of a variant
 

@@ -89,8 +89,10 @@ def _above(results: Results, above: list[Variant], lost: bool) -> list[str]:
     return []
   if not above:
     every = 'Every' if all(v.loss.n for v in results.variants) else 'Every finished'
-    who = f'{every} variant is' if len(results.variants) > 1 else 'That is'
-    return [] if lost else [f'{who} better than {shown}.']
+    ahead = [v.looks_ahead for v in results.variants]
+    fair = ' that does not look ahead' if any(ahead) else ''
+    who = f'{every} variant{fair} is' if len(results.variants) > 1 else 'That is'
+    return [] if lost or all(ahead) else [f'{who} better than {shown}.']
   if len(results.variants) == 1:
     more = '' if origin(results) else ': train longer before concluding anything'
     return [f'That is no better than {shown}{more}.']

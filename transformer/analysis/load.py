@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,10 @@ def _outcome(
       for name in others
       if obstacles[name]
     }
+  ahead = {name for name, group in groups.items() if any(c.looks_ahead for c in group)}
+  differences = {
+    pair: dataclasses.replace(d, ahead=tuple(ahead & set(pair))) for pair, d in differences.items()
+  }
   return dict(
     by=compared.by,
     baseline=baseline,
@@ -142,7 +147,7 @@ def _outcome(
       Variant(name, compared.values[name], tuple(group), differences.get((name, baseline)), judged)
       for name, group in groups.items()
     ),
-    leaders=stats.indistinguishable(found, alike),
+    leaders=stats.indistinguishable(found, [name for name in alike if name not in ahead]),
     outliers=stats.outliers(found, judged.far),
     measure=judged,
   )

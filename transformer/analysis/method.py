@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from transformer.analysis import formats, inside, samples, stats, verdict
-from transformer.analysis.measures import MASKED
+from transformer.analysis import formats, inside, samples, stats
+from transformer.analysis.conditions import unmatched
+from transformer.analysis.measures import BUDGETS, MASKED
 from transformer.analysis.results import Results
 
-_MATCHED = {'params': 'parameters', 'flops': 'training FLOPs per token'}
 _ABSORBED = {  # what experiment.json says gave way -> in words
   'd_ff': 'the hidden width d_ff takes up the difference',
   'd_model': 'd_model takes up the difference, and d_ff (without an FFN the heads) what even '
@@ -42,10 +42,10 @@ def _budget(results: Results) -> list[str]:
   """What is equal and what gives way for it, or how far apart variants are."""
   if len(results.variants) < 2:
     return []
-  if results.match not in _MATCHED:
-    return [verdict.unmatched(results) or 'Variants have the same parameters and FLOPs.']
+  if results.match not in BUDGETS:
+    return [unmatched(results) or 'Variants have the same parameters and FLOPs.']
   absorbed = _ABSORBED.get(results.absorb)
-  equal = f'Variants have equal {_MATCHED[results.match]}'
+  equal = f'Variants have equal {BUDGETS[results.match][1]}'
   return [f'{equal}: {absorbed}.' if absorbed else f'{equal}.']
 
 
@@ -73,6 +73,8 @@ def _differing(results: Results) -> list[str]:
 def numbers(results: Results) -> list[str]:
   """How each number is made."""
   found = [_loss(results), *_decoded(results)]
+  void = ', or void where the lower loss is of one that looks ahead'
+  void = void if any(v.looks_ahead for v in results.variants) else ''
   if len(results.variants) > 1:
     found += [
       '±: half the 95 % Student t interval of the mean over seeds; none below '
@@ -80,8 +82,8 @@ def numbers(results: Results) -> list[str]:
       'Difference: variant minus baseline at the same seed, so negative is better; its interval '
       'and p come from the paired t test over those seeds.',
       'Verdict: better or worse where p is under .05 after Holm’s correction over all variants, '
-      'else a tie. The exact sign-flip test is shown from 6 seeds on, where it can fall under '
-      '.05; it is not corrected.',
+      f'else a tie{void}. The exact sign-flip test is shown from 6 seeds on, where it can fall '
+      'under .05; it is not corrected.',
       'Told apart from the best: paired t over all pairs of variants besides the baseline, '
       'Holm’s correction over all of them.',
       'Seeds to show a difference: paired t test at 95 % with 80 % power, taking the observed '
@@ -95,6 +97,11 @@ def numbers(results: Results) -> list[str]:
     'FLOPs: matrix products only, a multiply-add is 2, backward twice forward. Tokens/s: as '
     'each cell measured it, beside whatever else ran on the machine.'
   )
+  if max(results.settings('moe.experts') or (0,)):
+    found.append(
+      'Active: parameters that a token meets, of the experts those it goes to; where experts '
+      'choose tokens, as many as a token has on average.'
+    )
   if inside.statistics(results):
     found.append(
       'FFN statistics: on one batch of held-out tokens. Zeros: hidden values that are 0; dead '

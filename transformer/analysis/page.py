@@ -6,7 +6,17 @@ import base64
 import re
 from html import escape
 
-from transformer.analysis import facts, inside, method, next_step, samples, table, verdict
+from transformer.analysis import (
+  experts,
+  facts,
+  inside,
+  method,
+  next_step,
+  routing,
+  samples,
+  table,
+  verdict,
+)
 from transformer.analysis.grid import grid
 from transformer.analysis.results import Results, Variant
 from transformer.analysis.style import CSS
@@ -15,7 +25,6 @@ from transformer.analysis.theme import Plot
 FILES = ('summary.csv', 'table.tex', 'report.md')  # beside the page
 
 
-INSIDE = 'Inside the FFN'
 SAMPLES = 'Samples'
 
 
@@ -27,9 +36,10 @@ def html(results: Results, plots: list[Plot]) -> str:
     _answer(results),
     _next(results),
     _section('Results', ''.join(map(_figure, first)) + _table(results) + _files()),
-    ''.join(_figure(p) for p in plots if p.name != 'inside' and p not in first),
+    ''.join(_figure(p) for p in plots if not p.section and p not in first),
     _section(SAMPLES, _samples(results)),
-    _section(INSIDE, _inside(results, plots)),
+    _section(routing.SECTION, _experts(results, plots)),
+    _section(inside.SECTION, _inside(results, plots)),
     _failed(results),
     _section('Unfinished cells', _list(facts.unfinished(results))),
     _section('Notes', _list(results.notes)),
@@ -114,6 +124,44 @@ def _inside(results: Results, plots: list[Plot]) -> str:
   keys = max(1, len(results.by))
   if len(headings) == keys:
     return ''
+  note = '<p class="small">At the last evaluation, mean over layers and finished seeds.</p>\n'
+  return note + _plain_table(headings, rows, keys) + _figures(plots, inside.SECTION)
+
+
+def _experts(results: Results, plots: list[Plot]) -> str:
+  """Routing health as a table and in time, and what each expert likes."""
+  headings, rows = routing.table(results)
+  body = ''
+  if rows:
+    note = f'<p class="small">{escape(routing.NOTE)}</p>\n'
+    body = note + _plain_table(headings, rows, max(1, len(results.by)))
+  body += _figures(plots, routing.SECTION)
+  liked = experts.likes(results)
+  if liked:
+    body += f'<p class="small">{escape(experts.caption(results))}</p>\n'
+  return body + ''.join(_likes(found, ' open' * (found is liked[0])) for found in liked)
+
+
+def _likes(found: experts.Likes, is_open: str) -> str:
+  """What the experts of one variant like."""
+  *heads, last = experts.HEADINGS
+  rows = f'<tr>{"".join(f"<th>{h}</th>" for h in heads)}<th class="text">{last}</th></tr>\n'
+  for *cells, tokens in found.rows:
+    signs = ' '.join(f'<code>{escape(token)}</code>' for token in tokens)
+    told = ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
+    rows += f'<tr>{told}<td class="text">{signs}</td></tr>\n'
+  return (
+    f'<details{is_open}><summary>{escape(experts.title(found))}</summary>\n'
+    f'<div class="scroll"><table class="likes">\n{rows}</table></div></details>\n'
+  )
+
+
+def _figures(plots: list[Plot], section: str) -> str:
+  return ''.join(_figure(p) for p in plots if p.section == section)
+
+
+def _plain_table(headings: list[str], rows: list[list[str]], keys: int) -> str:
+  """Of texts, of which the first `keys` in a row tell it from others."""
 
   def line(tag: str, cells: list[str]) -> str:
     kinds = [' class="text"' if i < keys else '' for i in range(len(cells))]
@@ -122,9 +170,7 @@ def _inside(results: Results, plots: list[Plot]) -> str:
 
   head, body = line('th', headings), ''.join(line('td', row) for row in rows)
   return (
-    '<p class="small">At the last evaluation, mean over layers and finished seeds.</p>\n'
-    f'<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n'
-    f'</table></div>\n{"".join(_figure(p) for p in plots if p.name == "inside")}'
+    f'<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
   )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from transformer.analysis import curves, formats, inside, sweep
+from transformer.analysis import curves, formats, inside, loads, routing, sweep
+from transformer.analysis.conditions import unmatched
 from transformer.analysis.grid import grid
-from transformer.analysis.results import Results, Variant
+from transformer.analysis.results import AHEAD, Results, Variant
 from transformer.analysis.theme import Plot, Theme, both
-from transformer.analysis.verdict import not_compared, unmatched
+from transformer.analysis.verdict import not_compared
 
-NAMES = ('loss', 'differences', 'variable', 'inside')  # of all there may be
+NAMES = ('loss', 'differences', 'variable', 'routing', 'load', 'inside')  # of all there may be
 _MOST = 40  # rows of differences
 
 
@@ -26,8 +27,15 @@ def draw(results: Results) -> list[Plot]:
     found.append(both('differences', _differences_caption(results), _differences, results))
   if results.numeric and sum(v.loss.n > 0 for v in results.variants) > 1:
     found.append(both('variable', sweep.caption(results), sweep.draw, results))
+  if routing.courses(results):
+    own = routing.caption(results), routing.draw
+    found.append(both('routing', *own, results, routing.SECTION))
+  if loads.loads(results):
+    own = loads.caption(results), loads.draw
+    found.append(both('load', *own, results, routing.SECTION))
   if inside.statistics(results):
-    found.append(both('inside', inside.caption(results), inside.draw, results))
+    own = inside.caption(results), inside.draw
+    found.append(both('inside', *own, results, inside.SECTION))
   return found
 
 
@@ -44,11 +52,12 @@ def _differences_caption(results: Results) -> str:
   some = f' The best {_MOST}.' if len(rows) == _MOST < len(results.variants) - 1 else ''
   unlike = formats.listing([results.label(v.name) for v in not_compared(results)], most=8)
   lost = f' Not comparable, and not shown: {unlike}.' if unlike else ''
+  ahead = f'{AHEAD}: looks ahead, a win of it is void.' if any(v.mark for v in rows) else ''
   return (
     f'Held-out loss minus that of {results.label(results.baseline)} at the same seed, '
     f'{results.measure.unit}: mean with 95 % t interval, and every seed as a small dot. Left of '
     'zero is better; blue is better and orange worse after Holm’s correction, grey is a '
-    f'tie.{some}{lost} {unmatched(results)}'
+    f'tie.{some}{lost}{ahead} {unmatched(results)}'
   ).strip()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transformer.analysis import (
+  experts,
   facts,
   inside,
   latex,
@@ -22,6 +23,7 @@ from transformer.analysis import (
   next_step,
   page,
   plots,
+  routing,
   samples,
   table,
   verdict,
@@ -90,11 +92,12 @@ def markdown(results: Results, pictures: list[plots.Plot]) -> str:
     parts += [f'{s.why}\n\n```\n{s.command}\n```\n\nCost: {s.cost}.' for s in steps]
   parts += ['## Results', _markdown_table(results)]
   parts.append('Also as [summary.csv](summary.csv) · [table.tex](table.tex)')
-  parts += [_linked(p) for p in pictures if p.name != 'inside']
+  parts += [_linked(p) for p in pictures if not p.section]
   if found := samples.samples(results):
     parts += [f'## {page.SAMPLES}', samples.CAPTION, *map(_sample, found)]
-  if found := [_linked(p) for p in pictures if p.name == 'inside']:
-    parts += [f'## {page.INSIDE}', _inside_table(results), *found]
+  parts += _experts(results, pictures)
+  if found := [_linked(p) for p in pictures if p.section == inside.SECTION]:
+    parts += [f'## {inside.SECTION}', _keyed(results, *inside.table(results)), *found]
   failed = results.by_state('failed')
   if failed:
     parts.append('## Failed cells')
@@ -142,8 +145,27 @@ def _markdown_table(results: Results) -> str:
   return _markdown_rows([c.heading for c in columns], rows, [c.text for c in columns])
 
 
-def _inside_table(results: Results) -> str:
-  headings, rows = inside.table(results)
+def _experts(results: Results, pictures: list[plots.Plot]) -> list[str]:
+  """Routing health and what each expert likes."""
+  headings, rows = routing.table(results)
+  parts = [routing.NOTE, _keyed(results, headings, rows)] if rows else []
+  parts += [_linked(p) for p in pictures if p.section == routing.SECTION]
+  liked = experts.likes(results)
+  parts += [experts.caption(results)] if liked else []
+  for likes in liked:
+    told = [[*cells, ' '.join(map(_code, tokens))] for *cells, tokens in likes.rows]
+    left = [heading == 'tokens' for heading in experts.HEADINGS]
+    parts += [f'### {experts.title(likes)}', _markdown_rows(list(experts.HEADINGS), told, left)]
+  return [f'## {routing.SECTION}', *parts] if parts else []
+
+
+def _code(text: str) -> str:
+  """As code, whatever it holds."""
+  return f'`` {text} ``' if '`' in text else f'`{text}`'
+
+
+def _keyed(results: Results, headings: list[str], rows: list[list[str]]) -> str:
+  """A table whose first columns tell variants apart."""
   keys = max(1, len(results.by))
   return _markdown_rows(headings, rows, [i < keys for i in range(len(headings))])
 

@@ -13,6 +13,7 @@ from transformer.analysis import stats
 from transformer.analysis.measures import BITS, IN_NATS, NATS, Measure
 from transformer.errors import UserError
 
+AHEAD = ' †'
 # What provenance.json says of a text before any tokenizer has cut it.
 _TEXT = ('source', 'python', 'documents', 'train_bytes', 'held_out_bytes')
 
@@ -41,6 +42,11 @@ class Cell:
     told = self.provenance.get('data') or {}
     return tuple((key, told[key]) for key in _TEXT if key in told)
 
+  @property
+  def looks_ahead(self) -> bool:
+    """Whether which experts a token meets depends on tokens that are yet to be predicted."""
+    return bool(self.asked.get('looks_ahead'))
+
   def total(self, key: str) -> int:
     """A count of done.json; of a cell that is not finished, the sum over its rows."""
     if is_number(found := self.result.get(key)):
@@ -51,6 +57,17 @@ class Cell:
     """Steps and values of one metric; rows without it or where it is not finite are left out."""
     found = [(r['step'], r[key]) for r in self.rows if is_number(r.get(key)) and 'step' in r]
     return [step for step, _ in found], [float(value) for _, value in found]
+
+  def by_layer(self, stem: str) -> dict[int, float]:
+    """Layer -> a metric '<kind>/<name>' in the last row of its kind; {} where that has none."""
+    kind = stem.partition('/')[0] + '/'
+    last = next((r for r in reversed(self.rows) if any(k.startswith(kind) for k in r)), {})
+    found = {}
+    for key, value in last.items():
+      name, _, layer = key.rpartition('/')
+      if name == stem and layer.isdecimal() and is_number(value):
+        found[int(layer)] = float(value)
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,22 @@ class Variant:
     return tuple(sorted({c.seed for c in self.cells}))
 
   @cached_property
+  def looks_ahead(self) -> bool:
+    """As of its cells."""
+    return any(c.looks_ahead for c in self.cells)
+
+  @property
+  def mark(self) -> str:
+    """Behind the name of one that looks ahead, wherever that is shown."""
+    return AHEAD if self.looks_ahead else ''
+
+  @cached_property
+  def keys(self) -> tuple[str, ...]:
+    """What tells its row of a table: its values, or its name where nothing is compared."""
+    first, *others = self.values or (self.name,)
+    return (first + self.mark, *others)
+
+  @cached_property
   def losses(self) -> dict[int, float]:
     return losses(self.cells, self.measure)
 
@@ -87,6 +120,11 @@ class Variant:
       if c.seed in self.losses and is_number(c.result.get(key)):
         found.setdefault(c.seed, []).append(c.result[key])
     return stats.sample(_mean(values) for values in found.values())
+
+  def over_layers(self, stem: str) -> float | None:
+    """Mean over layers and finished seeds of a metric at its last; None where there is none."""
+    found = [_mean(list(each.values())) for c in self.done if (each := c.by_layer(stem))]
+    return _mean(found) if found else None
 
   def total(self, key: str) -> int:
     """Sum of a count over all cells: of done.json, or as far as the rows of one tell it."""
@@ -186,10 +224,15 @@ class Results:
     return path if sum(p.rpartition('.')[2] == leaf for p in self.by) > 1 else leaf
 
   def label(self, variant: str) -> str:
-    """'ratio 4' for a bare number, 'gelu 0.008' for two values, else the variant's own name."""
+    """'ratio 4' for a bare number, 'gelu 0.008' for two values, else the variant's own name.
+
+    With the mark of one that looks ahead.
+    """
+    mark = next((v.mark for v in self.variants if v.name == variant), '')
     if len(self.by) > 1:
-      return self._labels[variant]
-    return f'{self.heading(self.variable)} {variant}'.strip() if self.numeric else variant
+      return self._labels[variant] + mark
+    plain = f'{self.heading(self.variable)} {variant}'.strip() if self.numeric else variant
+    return plain + mark
 
   @cached_property
   def _labels(self) -> dict[str, str]:

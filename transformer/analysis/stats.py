@@ -37,6 +37,16 @@ class Sample:
   def n(self) -> int:
     return len(self.values)
 
+  @property
+  def low(self) -> float:
+    """The lower end of the interval, of the range where there is none."""
+    return min(self.values) if self.half is None else self.mean - self.half
+
+  @property
+  def high(self) -> float:
+    """The upper end."""
+    return max(self.values) if self.half is None else self.mean + self.half
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -51,16 +61,22 @@ class Difference:
   p_holm: float | None  # p after Holm's correction over the comparisons made together
   settle: float | None  # see seeds_to_settle
   obstacle: str = ''  # why no difference is made, 'train.steps differs'
+  ahead: tuple[str, ...] = ()  # of the two, those that look at tokens they are to predict
 
   @property
   def verdict(self) -> str:
-    """'better', 'worse' or 'tie' by p_holm < .05; else why there is no test."""
+    """'better', 'worse' or 'tie' by p_holm < .05; else why there is no test.
+
+    'void' where the lower loss is of one that looks ahead.
+    """
     if self.obstacle:
       return f'not comparable: {self.obstacle}'
     if self.p_holm is None:
       return 'too few seeds'
     if self.p_holm >= LEVEL:
       return 'tie'
+    if (self.left if self.sample.mean < 0 else self.right) in self.ahead:
+      return 'void'
     return 'better' if self.sample.mean < 0 else 'worse'
 
   @property

@@ -40,7 +40,11 @@ th:first-child { position: sticky; left: 0; background: inherit; }
 thead tr, tbody tr { background: var(--paper); }
 tbody tr.baseline { background: var(--well); }
 td.better { color: var(--better); font-weight: 650; } td.worse { color: var(--worse);
-  font-weight: 650; } td.tie, td.few { color: var(--tie); }
+  font-weight: 650; } td.tie, td.void, td.few { color: var(--tie); }
+details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; }
+.likes { width: auto; } .likes td { padding: .25rem .7rem .25rem .35rem; }
+.likes code { background: var(--well); border-radius: 4px; padding: .05rem .3rem;
+  margin-right: .2rem; white-space: pre; display: inline-block; }
 figure { margin: 1.5rem 0 2.2rem; } figure img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .5rem; max-width: 46rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; font-size: .92rem; }

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformer.analysis import formats, inside
-from transformer.analysis.measures import BITS, MASKED, NATS, SCORES, Measure
+from transformer.analysis.measures import BITS, BUDGETS, MASKED, NATS, SCORES, Measure
 from transformer.analysis.results import Results, Variant, as_float
 from transformer.analysis.verdict import off_target
 
-VERDICTS = ('better', 'worse', 'tie', 'too few seeds')
+VERDICTS = ('better', 'worse', 'tie', 'void', 'too few seeds')
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ def columns(results: Results) -> list[Column]:
 
   found = _keys(results)
   found.append(Column('parameters', lambda v: formats.count(v.asked('params')), 3))
+  if any(v.asked('active_params') not in (None, v.asked('params')) for v in variants):
+    found.append(Column('active', lambda v: formats.count(v.asked('active_params')), 3))
   sides = any(v.asked('encoder_d_ff') not in (None, v.asked('d_ff')) for v in variants)
   if sides:
     found.append(Column('encoder d_ff', lambda v: formats.count(v.asked('encoder_d_ff')), 4))
@@ -49,7 +51,7 @@ def columns(results: Results) -> list[Column]:
   if differs('flops_per_token'):
     flops = 'flops_per_token'
     found.append(Column('FLOPs/token', lambda v: formats.short(v.asked(flops)), 4))
-  if results.match in ('params', 'flops') and any(off_target(results, v) for v in variants):
+  if results.match in BUDGETS and any(off_target(results, v) for v in variants):
     found.append(Column('off target', lambda v: _percent(off_target(results, v)), 3))
   found.append(Column(_loss(results.measure), lambda v: formats.with_interval(v.loss)))
   if results.measure not in (BITS, MASKED):
@@ -98,9 +100,9 @@ def _ratio(variant: Variant) -> str:
 def _keys(results: Results) -> list[Column]:
   """A column a setting that is compared; one for the name where none is."""
   if not results.by:
-    return [Column('run', lambda v: v.name, text=True, key=True)]
+    return [Column('run', lambda v: v.keys[0], text=True, key=True)]
   return [
-    Column(results.heading(path), lambda v, i=i: v.values[i], text=True, key=True)
+    Column(results.heading(path), lambda v, i=i: v.keys[i], text=True, key=True)
     for i, path in enumerate(results.by)
   ]
 
@@ -151,7 +153,16 @@ def records(results: Results) -> list[dict]:
   return [_record(results, v) for v in results.ranked]
 
 
-_SHAPE = ('params', 'd_ff', 'ratio', 'd_model', 'num_layers', 'num_heads', 'flops_per_token')
+_SHAPE = (
+  'params',
+  'active_params',
+  'd_ff',
+  'ratio',
+  'd_model',
+  'num_layers',
+  'num_heads',
+  'flops_per_token',
+)
 
 
 def _record(results: Results, v: Variant) -> dict:
@@ -160,6 +171,7 @@ def _record(results: Results, v: Variant) -> dict:
   record = {'variant': v.name} | dict(zip(results.by, v.values, strict=True))
   shape = (*_SHAPE, 'encoder_d_ff') if results.pairs else _SHAPE
   record |= {key: v.asked(key) for key in shape}
+  record['looks_ahead'] = v.looks_ahead
   record |= {
     'seeds_done': len(v.losses),
     'seeds_asked': len(v.seeds),

@@ -31,24 +31,30 @@ LIGHT = Theme(
   '#ffffff', '#1a1d21', '#5f6770', '#e6e8eb',
   ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#b58900', '#56b4e9', '#7b5ea7', '#8c6d46'),
   (0.0, 0.85),
-  {'better': '#0072b2', 'worse': '#d55e00', 'tie': '#767d86', 'too few seeds': '#767d86'},
+  {'better': '#0072b2', 'worse': '#d55e00', 'tie': '#767d86',
+   'void': '#767d86', 'too few seeds': '#767d86'},
 )  # fmt: skip
 DARK = Theme(
   '#16191d', '#eceff2', '#a2aab3', '#2b3036',
   ('#4ba3de', '#f08a3c', '#2cc295', '#e39cc4', '#e3c04b', '#9ad3f5', '#b39ddb', '#c8a47e'),
   (0.36, 1.0),
-  {'better': '#4ba3de', 'worse': '#f08a3c', 'tie': '#a2aab3', 'too few seeds': '#a2aab3'},
+  {'better': '#4ba3de', 'worse': '#f08a3c', 'tie': '#a2aab3',
+   'void': '#a2aab3', 'too few seeds': '#a2aab3'},
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plot:
-  """One picture: file name without ending, caption, both versions as PNG."""
+  """One picture: file name without ending, caption, both versions as PNG.
+
+  section: of the report where it stands; '': among the results.
+  """
 
   name: str
   caption: str
   light: bytes
   dark: bytes
+  section: str = ''
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,9 @@ class Look:
 _DASHES = ('-', (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.4, 1.2, 1.4)))
 
 
-def both(name: str, caption: str, draw: Callable, results: Results) -> Plot:
+def both(name: str, caption: str, draw: Callable, results: Results, section: str = '') -> Plot:
   """A picture by draw(figure, results, theme), in both themes."""
-  return Plot(name, caption, *(_render(draw, results, theme) for theme in (LIGHT, DARK)))
+  return Plot(name, caption, *(_render(draw, results, theme) for theme in (LIGHT, DARK)), section)
 
 
 def _render(draw, results: Results, theme: Theme) -> bytes:

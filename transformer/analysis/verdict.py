@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformer.analysis import comparable, formats, grid, learned, stats
-from transformer.analysis.measures import BITS
-from transformer.analysis.results import Cell, Results, Variant
+from transformer.analysis.conditions import conditions, span
+from transformer.analysis.measures import BITS, BUDGETS
+from transformer.analysis.results import AHEAD, Cell, Results, Variant
 
 TOLERANCE = 0.005  # of a matched budget
 
@@ -36,7 +37,7 @@ def answer(results: Results) -> Answer:
   else:
     found = _against_baseline(results)
   unlike = not_compared(results)
-  details = [*comparable.sentences(results), *_measure(results)]
+  details = [*comparable.sentences(results), *_ahead(results), *_measure(results)]
   details += [*([] if unlike else grid.sentences(results)), *found[1:]]
   details += [*learned.sentences(results), *_doubts(results), _caveat(results)]
   unit = f', in held-out {results.measure.unit}' if results.baseline else ''
@@ -49,97 +50,15 @@ def sentences(results: Results) -> list[str]:
   return [f'{a.where}: {a.found}' if a.where else a.found, *a.details]
 
 
-def conditions(results: Results) -> str:
-  """'d_model 96, 2 layers, … fixed learning rate 0.008': shape, budget, seeds and tuning."""
-  parts = [_d_model(results)]
-  wanted = (*_layers(results), *_OF_PAIRS) if results.pairs else _OF_TEXT
-  parts += _settings(results, wanted)
-  parts += [
-    learned.origin(results),
-    _tokens(results),
-    _budget(results),
-    seeds_text(results),
-    _rate(results),
+def _ahead(results: Results) -> list[str]:
+  """What the mark at a name says."""
+  found = [v for v in results.variants if v.looks_ahead]
+  if not found:
+    return []
+  return [
+    f'{AHEAD.strip()} Routing looks ahead in {_names(results, found)}: which experts a token meets '
+    'depends on tokens behind it, which are to be predicted. A win of that is void.'
   ]
-  return ', '.join(p for p in parts if p)
-
-
-_OF_TEXT = (('model.num_layers', '{} layers'), ('data.seq_len', 'context {}'))
-_OF_PAIRS = (
-  ('data.source_len', 'sources up to {}'),
-  ('data.seq_len', 'targets up to {} tokens'),
-)
-
-
-def _layers(results: Results) -> tuple[tuple[str, str], ...]:
-  """Settings and templates for the depth of both sides."""
-  if not any(results.settings('model.num_encoder_layers')):  # as many as the decoder's
-    return (('model.num_layers', '{0} encoder and {0} decoder layers'),)
-  return (
-    ('model.num_encoder_layers', '{} encoder layers'),
-    ('model.num_layers', '{} decoder layers'),
-  )
-
-
-def _d_model(results: Results) -> str:
-  values = {v.asked('d_model') or results.setting('model.d_model') for v in results.variants}
-  values = sorted(values - {None})
-  return f'd_model {_span(values)}' if values else ''
-
-
-def _span(values: list) -> str:
-  """'2' or '2 to 6' of sorted values."""
-  return f'{values[0]}' if values[0] == values[-1] else f'{values[0]} to {values[-1]}'
-
-
-def _settings(results: Results, wanted: Iterable[tuple[str, str]]) -> list[str]:
-  found = []
-  for path, template in wanted:
-    values = results.settings(path)
-    if values and path not in results.by:
-      text = template.format(_span(values))
-      found.append(text.removesuffix('s') if values == (1,) else text)
-  return found
-
-
-def _tokens(results: Results) -> str:
-  amounts = sorted({results.amount(c) for c in results.cells} - {None})
-  if not amounts:
-    return ''
-  sources = [] if 'data.source' in results.by else results.settings('data.source')
-  what = f' of {formats.listing(list(sources))}' if sources else ''
-  what += ' text' if what == ' of stdlib' and not results.pairs else ''
-  return f'{_span([formats.short(n) for n in amounts])} {results.unit}{what}'
-
-
-def _budget(results: Results) -> str:
-  """'equal parameters (319,968)', or by how much the variants differ."""
-  key = 'flops_per_token' if results.match == 'flops' else 'params'
-  what = 'training FLOPs per token' if results.match == 'flops' else 'parameters'
-  values = [v.asked(key) for v in results.variants if v.asked(key)]
-  if not values:
-    return ''
-  low, high = min(values), max(values)
-  if len(results.variants) == 1:
-    return f'{formats.count(low)} {what}'
-  if low == high:
-    return f'equal {what} ({formats.count(low)})'
-  span = f'{formats.count(low)} to {formats.count(high)}'
-  if results.match in ('params', 'flops'):
-    return f'{what} equal within {100 * (high - low) / low:.2g} % ({span})'
-  return f'{what} not matched ({span})'
-
-
-def unmatched(results: Results) -> str:
-  """For a caption: how far apart the variants' budgets are where none is held equal."""
-  if results.match in ('params', 'flops'):
-    return ''
-  spans = []
-  for key, what in (('params', 'parameters'), ('flops_per_token', 'FLOPs per token')):
-    values = [v.asked(key) for v in results.variants if v.asked(key)]
-    if values and min(values) < max(values):
-      spans.append(f'{formats.short(min(values))} to {formats.short(max(values))} {what}')
-  return f'Not matched: {" and ".join(spans)}.' if spans else ''
 
 
 def _measure(results: Results) -> list[str]:
@@ -151,7 +70,7 @@ def _measure(results: Results) -> list[str]:
   if not sizes:
     return [f'{told}.']
   what = 'targets' if results.pairs else 'text'
-  return [f'{told}. Each trains on {_span([formats.short(s, "B") for s in sizes])} of {what}.']
+  return [f'{told}. Each trains on {span([formats.short(s, "B") for s in sizes])} of {what}.']
 
 
 def _bytes(results: Results, cell: Cell) -> float | None:
@@ -160,27 +79,6 @@ def _bytes(results: Results, cell: Cell) -> float | None:
   size, many = data.get('train_bytes'), data.get(f'train_{results.unit}')
   amount = results.amount(cell)
   return amount * size / many if amount and size and many else None
-
-
-def seeds_text(results: Results) -> str:
-  """'4 paired seeds', '2 to 3 of 4 paired seeds', '1 seed'."""
-  asked = max(len(v.seeds) for v in results.variants)
-  done = sorted({len(v.losses) for v in results.variants})
-  paired = 'paired ' if len(results.variants) > 1 else ''
-  noun = f'{paired}seed{"s" if asked != 1 else ""}'
-  if done == [asked]:
-    return f'{asked} {noun}'
-  span = f'{done[0]}' if len(done) == 1 else f'{done[0]} to {done[-1]}'
-  return f'{span} of {asked} {noun}'
-
-
-def _rate(results: Results) -> str:
-  rates = results.settings('optim.learning_rate')
-  if not rates or 'optim.learning_rate' in results.by:
-    return ''
-  if len(rates) == 1:
-    return f'{"fixed " if len(results.variants) > 1 else ""}learning rate {rates[0]:g}'
-  return f'learning rates {rates[0]:g} to {rates[-1]:g}'
 
 
 def _single(results: Results) -> list[str]:
@@ -193,10 +91,13 @@ def _single(results: Results) -> list[str]:
 
 
 def _without_baseline(results: Results) -> list[str]:
-  best = min((v for v in results.variants if v.loss.n), key=lambda v: v.loss.mean)
+  shown = [v for v in results.variants if v.loss.n]
+  fair = [v for v in shown if not v.looks_ahead]
+  best = min(fair or shown, key=lambda v: v.loss.mean)
   loss = formats.with_interval(best.loss)
   unit = results.measure.unit
-  found = f'the lowest mean held-out loss is {loss} {unit}, by {_name(results, best)}.'
+  besides = 'besides what looks ahead, ' if 0 < len(fair) < len(shown) else ''
+  found = f'{besides}the lowest mean held-out loss is {loss} {unit}, by {_name(results, best)}.'
   few = [v for v in results.variants if v.loss.n < stats.MIN_SEEDS]
   return [found, *_leaders(results), *_too_few(results, few)]
 
@@ -212,7 +113,8 @@ def _against_baseline(results: Results) -> list[str]:
   others = [v for v in results.variants if v.difference and v.difference.sample.n]
   others.sort(key=lambda v: v.difference.sample.mean)
   groups = {
-    name: [v for v in others if v.difference.verdict == name] for name in ('better', 'tie', 'worse')
+    name: [v for v in others if v.difference.verdict == name]
+    for name in ('better', 'tie', 'worse', 'void')
   }
   base, parts = f'`{results.label(results.baseline)}`', []
   if better := groups['better']:
@@ -221,6 +123,8 @@ def _against_baseline(results: Results) -> list[str]:
     parts.append(f'{_differences(results, worse)} {_is(worse)} worse than {base}')
   if ties := groups['tie']:
     parts.append(f'{_differences(results, ties)} {"ties" if len(ties) == 1 else "tie"} with {base}')
+  if void := groups['void']:
+    parts.append(f'{_differences(results, void)} {_is(void)} void: the lower loss looks ahead')
   if not parts and (unlike := not_compared(results)):
     return [f'no verdict, {unlike[0].difference.verdict}.', *_first_look(results, others)]
   if not parts:
@@ -266,7 +170,9 @@ def _leaders(results: Results) -> list[str]:
   if not found:
     return []
   best, ties = found[0], found[1:]
-  besides = f' besides `{results.label(results.baseline)}`' if results.baseline else ''
+  left_out = [f'`{results.label(results.baseline)}`'] if results.baseline else []
+  left_out += ['what looks ahead'] if any(v.looks_ahead for v in results.variants) else []
+  besides = f' besides {formats.listing(left_out)}' if left_out else ''
   start = f'The lowest mean{besides} is that of {_name(results, best)}'
   if not ties:
     return [f'{start}, clear of every other variant.']
@@ -328,7 +234,7 @@ def _besides(results: Results) -> list[str]:
 
 
 def _off_target(results: Results) -> list[str]:
-  if results.match not in ('params', 'flops'):
+  if results.match not in BUDGETS:
     return []
   off = [v for v in results.variants if abs(off_target(results, v) or 0) > TOLERANCE]
   if not off:
@@ -338,7 +244,7 @@ def _off_target(results: Results) -> list[str]:
 
 def off_target(results: Results, variant: Variant) -> float | None:
   """Achieved over target minus one, of the matched budget; the target is the baseline's."""
-  key = 'flops_per_token' if results.match == 'flops' else 'params'
+  key, _ = BUDGETS[results.match]
   targets = [v.asked(key) for v in results.variants if v.name == results.baseline]
   target = targets[0] if targets else results.variants[0].asked(key)
   achieved = variant.asked(key)

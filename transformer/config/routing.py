@@ -27,6 +27,12 @@ def dispatch(config: Config) -> Any:
   return spec.parse('moe.dispatch', name)
 
 
+def noncausal(config: Config) -> dict[str, Any]:
+  """Setting -> variant, of router and dispatch those that look at tokens behind one."""
+  both = {'moe.router': router(config), 'moe.dispatch': dispatch(config)}
+  return {flag: variant for flag, variant in both.items() if not variant.causal}
+
+
 def experts(config: Config) -> int:
   """Number of experts E of a layer that has any, after granularity has split them."""
   return config.moe.experts * config.moe.granularity
@@ -189,13 +195,12 @@ def _check_dispatch(config: Config, mesh: dict[str, int]) -> None:
 def _check_causal(config: Config, has: dict[str, list[bool]]) -> None:
   if config.model.architecture == 'encoder' or not any(has['layers']) or config.moe.allow_noncausal:
     return
-  for flag, variant in (('moe.router', router(config)), ('moe.dispatch', dispatch(config))):
-    if not variant.causal:
-      raise UserError(
-        f'--{flag}={spec.canonical(variant)}: looks at tokens ahead, which a decoder must '
-        f'not; take {"topk" if flag == "moe.router" else "priority=order"}, or '
-        '--moe.allow_noncausal to measure it all the same'
-      )
+  for flag, variant in noncausal(config).items():
+    raise UserError(
+      f'--{flag}={spec.canonical(variant)}: looks at tokens ahead, which a decoder must '
+      f'not; take {"topk" if flag == "moe.router" else "priority=order"}, or '
+      '--moe.allow_noncausal to measure it all the same'
+    )
 
 
 def _check_capacity(config: Config, has: dict[str, list[bool]]) -> None:

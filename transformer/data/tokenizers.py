@@ -20,6 +20,7 @@ from transformer.errors import UserError
 
 EOS = '<eos>'
 INSIDE = '‿'  # marks WordPiece's entries within words: unlike '##', no bytes are written so
+_BLANKS = {' ': '␣', '\n': '⏎', '\t': '⇥', '\r': '␍'}
 _LONGEST_WORD = 64  # bytes; WordPiece takes time by the square of it
 
 TOKENIZERS: dict[str, Callable] = spec.bodies('data.tokenizer')
@@ -186,6 +187,11 @@ def load(path: str | Path, where: str = '') -> Byte | Subword:
   except Exception as e:  # the library raises nothing narrower
     raise UserError(f'{where}: tokenizers cannot read it ({str(e)[:200]})') from None
   return Subword(trained, where)
+
+
+def visible(text: str) -> str:
+  """A text with a sign for each blank, and · for what else cannot be seen."""
+  return ''.join(_BLANKS.get(c, c if c.isprintable() else '·') for c in text)
 
 
 def _plain(ids: Iterable[int], vocab_size: int) -> Iterator[int]:
