@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from experiments import lab
 from transformer import axes, count, flags, memory, tensors
-from transformer.config import Config, ratios, resolve, routing, widths
+from transformer.config import Config, ratios, resolve, widths
 
 if TYPE_CHECKING:
   from rich.console import Console
@@ -106,11 +106,12 @@ def experts(config: Config) -> dict | None:
   own = [group for group in count.groups(config) if group.experts]
   if not own:
     return None
+  number, used = count.experts(config)
   wide = list(dict.fromkeys(group.d_ff for group in own))
   return {
-    'number': routing.experts(config),
+    'number': number,
     'd_ff': wide[0] if len(wide) == 1 else wide,
-    'per_token': count.active(config, own[0]),
+    'per_token': used,
     'shared': config.moe.shared_experts,
     'granularity': config.moe.granularity,
     'layers': {

@@ -99,8 +99,11 @@ def _say_origins(experiment: Experiment, workdir: Path) -> None:
 
 def _say_idle(experiment: Experiment) -> None:
   """A line for each flag that was given and changes nothing: what it acts on is not there."""
-  for path, default in idle(experiment.asked).items():
-    if FLAGS[path].present and FLAGS[path].value != default:
+  configs = {cell.variant: cell.config for cell in experiment.cells}.values()
+  first, *others = (idle(config) for config in configs)
+  for path, default in first.items():
+    everywhere = all(path in other for other in others)
+    if everywhere and FLAGS[path].present and FLAGS[path].value != default:
       print(f'--{path}: changes nothing here, where there is nothing it acts on', file=sys.stderr)
 
 
@@ -177,7 +180,10 @@ def _record(experiment: Experiment) -> dict:
         'variant': cell.variant,
         'seed': cell.seed,
         'folder': cell.folder_name,
+        'matched': cell.variant not in experiment.apart,
         'params': count.params(cell.config),
+        'active_params': count.active_params(cell.config),
+        **dict(zip(('experts', 'experts_per_token'), count.experts(cell.config), strict=True)),
         'flops_per_token': count.flops_per_token(cell.config),
         'd_ff': cell.config.ffn.d_ff,
         'encoder_d_ff': count.encoder_d_ff(cell.config),

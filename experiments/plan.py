@@ -22,7 +22,7 @@ class Experiment:
   name: of the script and of its folder under runs/. asked: what the flags say. base: the resolved
   config of the baseline. cells: in the order variants are to be listed. variable: the setting that
   varies, '' if none. baseline: the variant others are compared with. match: the kind of budget held
-  equal, budget: its size, absorb: what gives way for it.
+  equal, budget: its size, absorb: what gives way for it. apart: variants that keep another one.
   """
 
   name: str
@@ -35,6 +35,7 @@ class Experiment:
   match: str = ''
   budget: int = 0
   absorb: str = ''
+  apart: Sequence[str] = ()
 
 
 def show(experiment: Experiment, workdir: Path, out: Console) -> None:
@@ -86,7 +87,9 @@ _COLUMNS = {  # column of the plan -> the one that must differ between variants 
   'encoder d_ff': 'encoder d_ff',
   'd_ff': '',
   'ratio': 'ratio',
+  'experts': 'experts',
   'parameters': '',
+  'active': 'experts',
   'FLOPs/token': '',
   'off budget': 'off budget',
 }
@@ -104,8 +107,16 @@ def _row(experiment: Experiment, config: Config) -> dict[str, str]:
     f'{count.encoder_d_ff(config) or 0:,}',
     f'{config.ffn.d_ff:,}',
     f'{config.ffn.ratio:.3g}',
+    _experts(config),
     f'{count.params(config):,}',
+    f'{count.active_params(config):,}',
     f'{count.flops_per_token(config):,}',
     f'{100 * off:+.2f} %',
   )
   return dict(zip(_COLUMNS, told, strict=True))
+
+
+def _experts(config: Config) -> str:
+  """'2 of 8': how many compute a token."""
+  experts, used = count.experts(config)
+  return f'{used:.3g} of {experts:,}' if experts else '–'
