@@ -8,6 +8,7 @@ from typing import Any
 
 from transformer import spec
 from transformer.analysis import formats
+from transformer.analysis.budget import BUDGETS
 from transformer.analysis.results import Cell
 from transformer.config import SETTINGS, Config, result_settings
 from transformer.errors import UserError, nearest
@@ -142,7 +143,7 @@ def differing(
     groups.setdefault(cell.variant, []).append(found)
   within = set().union(*(_differing(group) for group in groups.values()))
   between = _differing([c for group in groups.values() for c in group]) - within
-  if match in ('params', 'flops') or set(by) & set(_WIDTHS):
+  if match in BUDGETS or set(by) & set(_WIDTHS):
     between -= set(_WIDTHS)
   told = tuple(f'{path}.' for path in by)  # a variant's arguments are told by its slot
 

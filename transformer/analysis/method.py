@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from transformer.analysis import formats, inside, samples, stats, verdict
+from transformer.analysis import budget, formats, inside, samples, stats
 from transformer.analysis.measures import MASKED
 from transformer.analysis.results import Results
 
-_MATCHED = {'params': 'parameters', 'flops': 'training FLOPs per token'}
 _ABSORBED = {  # what experiment.json says gave way -> in words
   'd_ff': 'the hidden width d_ff takes up the difference',
   'd_model': 'd_model takes up the difference, and d_ff (without an FFN the heads) what even '
@@ -42,10 +41,14 @@ def _budget(results: Results) -> list[str]:
   """What is equal and what gives way for it, or how far apart variants are."""
   if len(results.variants) < 2:
     return []
-  if results.match not in _MATCHED:
-    return [verdict.unmatched(results) or 'Variants have the same parameters and FLOPs.']
+  if results.match not in budget.BUDGETS:
+    return [budget.unmatched(results) or 'Variants have the same parameters and FLOPs.']
   absorbed = _ABSORBED.get(results.absorb)
-  equal = f'Variants have equal {_MATCHED[results.match]}'
+  kept = {v.name for v in budget.held(results)}
+  others = [f'`{results.label(v.name)}`' for v in results.variants if v.name not in kept]
+  equal = f'Variants have equal {budget.BUDGETS[results.match][1]}'
+  if others:
+    equal += f', but for {formats.listing(others)}, matched in something else'
   return [f'{equal}: {absorbed}.' if absorbed else f'{equal}.']
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from transformer.analysis import curves, formats, inside, sweep
+from transformer.analysis.budget import unmatched
 from transformer.analysis.grid import grid
 from transformer.analysis.results import Results, Variant
 from transformer.analysis.theme import Plot, Theme, both
-from transformer.analysis.verdict import not_compared, unmatched
+from transformer.analysis.verdict import not_compared
 
 NAMES = ('loss', 'differences', 'variable', 'inside')  # of all there may be
 _MOST = 40  # rows of differences

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from transformer.analysis import formats
+from transformer.analysis.budget import unmatched
 from transformer.analysis.drawing import End, label_ends, number_axis, reference_lines, shifted
 from transformer.analysis.grid import Grid, Line, grid
 from transformer.analysis.results import Results
 from transformer.analysis.theme import Look, Theme, looks
-from transformer.analysis.verdict import unmatched
 
 _MOST = 12  # lines that can be told apart and labelled
 _FAR = 3.0  # a mean this many times further from the best than the median one is off the picture

@@ -9,11 +9,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from transformer.analysis import comparable, formats, grid, learned, stats
+from transformer.analysis import budget, comparable, formats, grid, learned, stats
 from transformer.analysis.measures import BITS
 from transformer.analysis.results import Cell, Results, Variant
-
-TOLERANCE = 0.005  # of a matched budget
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,10 @@ def conditions(results: Results) -> str:
   wanted = (*_layers(results), *_OF_PAIRS) if results.pairs else _OF_TEXT
   parts += _settings(results, wanted)
   parts += [
+    budget.experts(results),
     learned.origin(results),
     _tokens(results),
-    _budget(results),
+    budget.sentence(results),
     seeds_text(results),
     _rate(results),
   ]
@@ -110,36 +109,6 @@ def _tokens(results: Results) -> str:
   what = f' of {formats.listing(list(sources))}' if sources else ''
   what += ' text' if what == ' of stdlib' and not results.pairs else ''
   return f'{_span([formats.short(n) for n in amounts])} {results.unit}{what}'
-
-
-def _budget(results: Results) -> str:
-  """'equal parameters (319,968)', or by how much the variants differ."""
-  key = 'flops_per_token' if results.match == 'flops' else 'params'
-  what = 'training FLOPs per token' if results.match == 'flops' else 'parameters'
-  values = [v.asked(key) for v in results.variants if v.asked(key)]
-  if not values:
-    return ''
-  low, high = min(values), max(values)
-  if len(results.variants) == 1:
-    return f'{formats.count(low)} {what}'
-  if low == high:
-    return f'equal {what} ({formats.count(low)})'
-  span = f'{formats.count(low)} to {formats.count(high)}'
-  if results.match in ('params', 'flops'):
-    return f'{what} equal within {100 * (high - low) / low:.2g} % ({span})'
-  return f'{what} not matched ({span})'
-
-
-def unmatched(results: Results) -> str:
-  """For a caption: how far apart the variants' budgets are where none is held equal."""
-  if results.match in ('params', 'flops'):
-    return ''
-  spans = []
-  for key, what in (('params', 'parameters'), ('flops_per_token', 'FLOPs per token')):
-    values = [v.asked(key) for v in results.variants if v.asked(key)]
-    if values and min(values) < max(values):
-      spans.append(f'{formats.short(min(values))} to {formats.short(max(values))} {what}')
-  return f'Not matched: {" and ".join(spans)}.' if spans else ''
 
 
 def _measure(results: Results) -> list[str]:
@@ -309,7 +278,10 @@ def _doubts(results: Results) -> list[str]:
       f'Seed {seed} of `{results.label(variant)}` lies {where} the median of its siblings; it is '
       'kept, look at its curve.'
     )
-  found += [*_off_target(results), *_besides(results)]
+  if off := budget.missed(results):
+    names, over = _names(results, off), f'over {100 * budget.TOLERANCE:g} %'
+    found.append(f'{names} {_is(off)} {over} off the matched budget.')
+  found += _besides(results)
   failed = len(results.by_state('failed'))
   open_ = len(results.by_state('unfinished', 'waiting'))
   if failed:
@@ -325,24 +297,6 @@ def _besides(results: Results) -> list[str]:
   names = formats.listing([f'`{name}`' for name in results.besides], most=_most(results))
   what = formats.listing([f'`{name}`' for name in results.by])
   return [f'Groups differ not only in {what} but also in {names}: a difference may be due to that.']
-
-
-def _off_target(results: Results) -> list[str]:
-  if results.match not in ('params', 'flops'):
-    return []
-  off = [v for v in results.variants if abs(off_target(results, v) or 0) > TOLERANCE]
-  if not off:
-    return []
-  return [f'{_names(results, off)} {_is(off)} over {100 * TOLERANCE:g} % off the matched budget.']
-
-
-def off_target(results: Results, variant: Variant) -> float | None:
-  """Achieved over target minus one, of the matched budget; the target is the baseline's."""
-  key = 'flops_per_token' if results.match == 'flops' else 'params'
-  targets = [v.asked(key) for v in results.variants if v.name == results.baseline]
-  target = targets[0] if targets else results.variants[0].asked(key)
-  achieved = variant.asked(key)
-  return achieved / target - 1 if achieved and target else None
 
 
 def _caveat(results: Results) -> str:
