@@ -14,6 +14,7 @@ differs, d_ff, the width of an expert, gives way. At --match=params they have eq
 all. Each control keeps to what it is named for, and is off the other budget; the plan and the
 report show by how much. The mixture whose budgets all keep is the baseline, or if that is a control
 the first of --vary; --moe.experts and --ffn.ratio, the width of one of its experts, say how large.
+Other questions, each with a --workdir of its own:
 
   is a mixture worth more than its active parameters, as much as all of them?
     --moe.experts=4 --vary='topk;dense:active;dense:total' --baseline=topk --seeds=0..4

@@ -52,11 +52,7 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
   for cell in experiment.cells:
     groups.setdefault(cell.variant, []).append(cell)
   rows = {variant: _row(experiment, cells[0].config) for variant, cells in groups.items()}
-  shown = [
-    column
-    for column, telling in _COLUMNS.items()
-    if not telling or len({row[telling] for row in rows.values()}) > 1
-  ]
+  shown = _shown(list(rows.values()))
   table.add_column('variant')
   for heading in ('seeds', *shown):
     table.add_column(heading, justify='right', no_wrap=True)
@@ -79,6 +75,7 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
   )
 
 
+_NONE = '–'
 _COLUMNS = {  # column of the plan -> the one that must differ between variants for it to be shown
   'layers': 'layers',
   'd_model': '',
@@ -87,12 +84,24 @@ _COLUMNS = {  # column of the plan -> the one that must differ between variants 
   'encoder d_ff': 'encoder d_ff',
   'd_ff': '',
   'ratio': 'ratio',
-  'experts': 'experts',
+  'experts': 'experts',  # shown with all that they tell wherever there are any
   'parameters': '',
   'active': 'experts',
   'FLOPs/token': '',
   'off budget': 'off budget',
 }
+
+
+def _shown(rows: list[dict[str, str]]) -> list[str]:
+  """The columns that say something of these rows."""
+
+  def says(column: str, telling: str) -> bool:
+    if column == 'encoder d_ff' and all(row[column] == row['d_ff'] for row in rows):
+      return False
+    found = {row[telling] for row in rows} if telling else set()
+    return not telling or len(found) > 1 or (telling == 'experts' and found != {_NONE})
+
+  return [column for column, telling in _COLUMNS.items() if says(column, telling)]
 
 
 def _row(experiment: Experiment, config: Config) -> dict[str, str]:
@@ -119,4 +128,4 @@ def _row(experiment: Experiment, config: Config) -> dict[str, str]:
 def _experts(config: Config) -> str:
   """'2 of 8': how many compute a token."""
   experts, used = count.experts(config)
-  return f'{used:.3g} of {experts:,}' if experts else '–'
+  return f'{used:.3g} of {experts:,}' if experts else _NONE

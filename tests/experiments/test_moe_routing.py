@@ -36,6 +36,13 @@ def test_mixtures_have_equal_active_parameters_and_each_control_its_own_match() 
   ]
 
 
+def test_both_counts_are_shown_where_experts_are_the_same() -> None:
+  found = plan('moe_routing', '--vary=switch;switch/balance_loss=0', '--baseline=switch')
+  assert {row['active'] for row in found.values()} == {'247,776'}
+  assert {row['experts'] for row in found.values()} == {'1 of 8'}
+  assert 'off budget' not in found['switch']
+
+
 def test_in_all_parameters_the_active_control_is_the_one_that_is_off() -> None:
   found = plan('moe_routing', '--match=params', '--vary=dense:active,dense:total,switch,topk(k=4)')
   whole = column(found, 'parameters')
