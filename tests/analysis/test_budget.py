@@ -33,8 +33,8 @@ def test_the_answer_says_experts_and_both_counts(run_folder) -> None:
   found = mixtures(run_folder)
   assert verdict.conditions(found) == (
     'd_model 96, 2 layers, context 64, 8 experts, 2 a token, 0.41 M tokens of stdlib text, active '
-    'parameters equal within 0.31 % (320,000 to 321,000) but for dense:total, 770,000 parameters '
-    'in all in the mixtures, 4 paired seeds, fixed learning rate 0.008'
+    'parameters equal within 0.31 % (320,000 to 321,000) but for dense:total, mixtures of 770,000 '
+    'in all, 4 paired seeds, fixed learning rate 0.008'
   )
   assert method.protocol(found)[0] == (
     'Variants have equal active parameters, but for `dense:total`, matched in something else: the '
@@ -64,3 +64,11 @@ def test_without_experts_nothing_is_said_of_them(run_folder) -> None:
   found = load(run_folder())
   assert budget.experts(found) == '' and 'active' not in budget.sentence(found)
   assert not {'active', 'experts'} & {c.heading for c in table.columns(found)}
+
+
+def test_one_run_says_both_counts(run_folder) -> None:
+  found = load(run_folder(variants={'gelu': (0, 0)}, seeds=1, baseline='', variable='', match='',
+                          shapes={'gelu': {'experts': 8, 'experts_per_token': 1.5,
+                                           'active_params': 200_000}}))  # fmt: skip
+  assert '8 experts, 1.5 a token' in verdict.conditions(found)
+  assert budget.sentence(found) == '319,968 parameters, 200,000 active'

@@ -122,9 +122,8 @@ def test_from_flags_to_a_report(tmp_path: Path) -> None:
   assert (dense['experts'], routed['experts'], routed['experts_per_token']) == (0, 4, 2)
   assert record['budget'] == dense['active_params'] == routed['active_params'] < routed['params']
   said = (
-    f'4 experts, 2 a token, 256 tokens of synthetic(rows=64), equal active parameters '
-    f'({record["budget"]:,}), {routed["params"]:,} parameters in all in the mixtures, 2 paired '
-    'seeds'
+    '4 experts, 2 a token, 256 tokens of synthetic(rows=64), equal active parameters '
+    f'({record["budget"]:,}), mixtures of {routed["params"]:,} in all, 2 paired seeds'
   )
   assert said in (workdir / 'report.md').read_text()
   with open(workdir / 'summary.csv') as f:

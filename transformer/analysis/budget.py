@@ -45,7 +45,10 @@ def _other(results: Results, key: str) -> str:
   mixtures = [v for v in results.variants if v.asked('experts')]
   other, what = ('params', 'in all') if key == 'active_params' else ('active_params', 'active')
   values = [v.asked(other) for v in mixtures if v.asked(other)]
-  return f', {_span(values)} parameters {what} in the mixtures' if values else ''
+  if not values:
+    return ''
+  whose = 'mixtures of ' if len(results.variants) > len(mixtures) else ''
+  return f', {whose}{_span(values)} {what}'
 
 
 def _span(values: list[int]) -> str:
