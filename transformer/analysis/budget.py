@@ -83,10 +83,9 @@ def off_target(results: Results, variant: Variant) -> float | None:
   if results.match not in BUDGETS:
     return None
   key, _ = BUDGETS[results.match]
-  kept = held(results)
-  targets = [v.asked(key) for v in kept if v.name == results.baseline] or [kept[0].asked(key)]
-  achieved = variant.asked(key)
-  return achieved / targets[0] - 1 if achieved and targets[0] else None
+  kept = sorted(held(results), key=lambda v: v.name != results.baseline)
+  target, achieved = kept and kept[0].asked(key), variant.asked(key)
+  return achieved / target - 1 if achieved and target else None
 
 
 def missed(results: Results) -> list[Variant]:
