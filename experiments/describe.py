@@ -4,6 +4,7 @@ python -m experiments.describe --preset=gpt2
 python -m experiments.describe --preset=vaswani_base --model.v_head_dim=32
 python -m experiments.describe --model.d_model=512 --ffn.activation=swiglu --ffn.ratio=2.667
 python -m experiments.describe --ffn.ratios='ramp(2,6)' --model.num_kv_heads=2
+python -m experiments.describe --preset=bench --moe.experts=8 --ffn.ratio=2 --moe.layers='every(2)'
 python -m experiments.describe --model.num_layers=2 --coordinates
 
 With --coordinates it also trains the model for a few steps at an eighth to all of its d_model, as
@@ -37,7 +38,7 @@ PLOT = Path('plots/coordinates.png')
 
 def main() -> int:
   asked = flags.config()
-  lab.say_idle(asked)
+  lab.say_idle([asked])
   facts = describe(asked, resolve(asked))
   if COORDINATES.value:
     facts['coordinates'] = check_coordinates(asked)
@@ -75,11 +76,13 @@ def describe(asked: Config, config: Config) -> dict:
   by_part, flops = count.params_by_part(config), count.flops_by_part(config)
   return {
     'params': count.params(config),
+    'active_params': count.active_params(config),
     'params_by_part': by_part,
     'ffn_share_of_block': _share(by_part),
     'ffn_share_of_block_flops': _share(flops),
     'd_ff': {'target': wanted, 'achieved': config.ffn.d_ff, 'ratio': config.ffn.ratio},
     'd_ff_by_layer': widths(config),
+    'experts': experts(config),
     'flops_per_token': count.flops_per_token(config),
     'forward_flops_per_token_by_part': flops,
     'train_tokens': count.train_tokens(config),
@@ -95,9 +98,35 @@ def describe(asked: Config, config: Config) -> dict:
   }
 
 
+def experts(config: Config) -> dict | None:
+  """What the mixtures of a resolved config are made of; None where all is dense.
+
+  d_ff: of one expert, as granularity leaves it; a list where layers differ. per_token: experts that
+  compute a token, on average. layers: numbers from 0, by stack.
+  """
+  own = [group for group in count.groups(config) if group.experts]
+  if not own:
+    return None
+  number, used = count.experts(config)
+  wide = list(dict.fromkeys(group.d_ff for group in own))
+  return {
+    'number': number,
+    'd_ff': wide[0] if len(wide) == 1 else wide,
+    'per_token': used,
+    'shared': config.moe.shared_experts,
+    'granularity': config.moe.granularity,
+    'layers': {
+      stack: [g.first + i for g in own if g.stack == stack for i in range(g.size)]
+      for stack in count.stacks(config)
+    },
+  }
+
+
 def _share(parts: dict[str, float]) -> float:
-  """The FFN's of what attention and FFN have together."""
-  return parts['ffn'] / sum(n for part, n in parts.items() if 'attention' in part or part == 'ffn')
+  """The FFN's, experts and their router included, of what attention and FFN have together."""
+  attention = sum(n for part, n in parts.items() if 'attention' in part)
+  ffn = sum(parts.get(part, 0) for part in ('ffn', 'router', 'experts', 'shared experts'))
+  return ffn / (attention + ffn)
 
 
 def _print(facts: dict) -> None:
@@ -123,7 +152,7 @@ def _print(facts: dict) -> None:
   if found := facts.get('coordinates'):
     _print_slopes(out, found)
   out.print(
-    f'{_heads(facts["config"]["model"])}\n{_widths(facts)}\n'
+    f'{_heads(facts["config"]["model"])}\n{_widths(facts)}\n{_experts(facts)}'
     f'training: {facts["flops_per_token"]:,} FLOPs a token, {facts["train_tokens"]:,} tokens, '
     f'{facts["train_flops"]:.3g} FLOPs in all\n'
     f'memory: parameters, gradient and {facts["config"]["optim"]["name"]} moments in float32; '
@@ -193,6 +222,31 @@ def _widths(facts: dict) -> str:
     f"the FFN holds {facts['ffn_share_of_block']:.1%} of the blocks' parameters and does "
     f'{facts["ffn_share_of_block_flops"]:.1%} of their FLOPs'
   )
+
+
+def _experts(facts: dict) -> str:
+  """A line on experts where there are any."""
+  found = facts['experts']
+  if not found:
+    return ''
+  wide = found['d_ff'] if isinstance(found['d_ff'], list) else [found['d_ff']]
+  split = f' (one of {wide[0] * found["granularity"]:,} split)' if found['granularity'] > 1 else ''
+  shared = f', {found["shared"]} more for all tokens' if found['shared'] else ''
+  by_stack = found['layers'].items()
+  where = [_layers(at, stack.removesuffix('layers').strip('_')) for stack, at in by_stack if at]
+  router, dispatch = (facts['config']['moe'][name] for name in ('router', 'dispatch'))
+  return (
+    f'experts: {found["number"]:,} of d_ff {", ".join(f"{n:,}" for n in wide)}{split}, '
+    f'{found["per_token"]:.3g} a token by {router}{shared}, moved by {dispatch}, in '
+    f'{" and ".join(where)} (from 0 on); '
+    f'{facts["active_params"]:,} of {facts["params"]:,} parameters active\n'
+  )
+
+
+def _layers(at: list[int], stack: str) -> str:
+  run = len(at) > 2 and at[-1] - at[0] == len(at) - 1
+  numbers = f'{at[0]} to {at[-1]}' if run else ', '.join(map(str, at))
+  return f'{stack} layer{"s" * (len(at) > 1)} {numbers}'.strip()
 
 
 def _print_parts(out: Console, title: str, parts: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ def run(experiment: Experiment) -> int:
   out, workdir = console(), Path(FLAGS.workdir)
   is_new = not workdir.exists()
   _say_origins(experiment, workdir)
-  say_idle(experiment.asked)
+  say_idle({cell.variant: cell.config for cell in experiment.cells}.values())
   if FLAGS.dry_run:
     plan.show(experiment, workdir, out)
     return 0
@@ -97,10 +97,12 @@ def _say_origins(experiment: Experiment, workdir: Path) -> None:
     print(line, file=sys.stderr)
 
 
-def say_idle(asked: Config) -> None:
-  """A line for each flag that was given and changes nothing: what it acts on is not there."""
-  for path, default in idle(asked).items():
-    if FLAGS[path].present and FLAGS[path].value != default:
+def say_idle(configs: Iterable[Config]) -> None:
+  """A line for each flag that was given and changes nothing: what it acts on is in none of them."""
+  first, *others = (idle(config) for config in configs)
+  for path, default in first.items():
+    everywhere = all(path in other for other in others)
+    if everywhere and FLAGS[path].present and FLAGS[path].value != default:
       print(f'--{path}: changes nothing here, where there is nothing it acts on', file=sys.stderr)
 
 
@@ -177,9 +179,11 @@ def _record(experiment: Experiment) -> dict:
         'variant': cell.variant,
         'seed': cell.seed,
         'folder': cell.folder_name,
+        'matched': cell.variant not in experiment.apart,
         'params': count.params(cell.config),
         'active_params': count.active_params(cell.config),
         'looks_ahead': count.looks_ahead(cell.config),
+        **dict(zip(('experts', 'experts_per_token'), count.experts(cell.config), strict=True)),
         'flops_per_token': count.flops_per_token(cell.config),
         'd_ff': cell.config.ffn.d_ff,
         'encoder_d_ff': count.encoder_d_ff(cell.config),

@@ -6,7 +6,7 @@ A script defines the flags, says how a value becomes a config, and hands `experi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from experiments import lab
 from experiments.lab import FLAGS
@@ -40,13 +40,16 @@ def experiment(
   variable: str,
   config_of: Callable[[Config, str, int], Config],
   absorb: str = 'd_ff',
+  held: str = '',
+  apart: Collection[str] = (),
 ) -> Experiment:
   """The experiment the comparison flags ask for.
 
   variable: the setting that varies, or a section of them where it takes several.
   config_of(asked, value, budget): the resolved config of one value, from what the flags ask of all;
-  `budget` is what --match counts of the baseline, 0 for the value as it is. absorb: what config_of
-  lets give way for the budget.
+  `budget` is what --match counts of the value `held`, by default the baseline; 0 for the value as
+  it is. absorb: what config_of lets give way for the budget. apart: values that are matched in
+  something else, and so may be off it.
   """
   asked = flags.config()
   for taken, instead in ((variable, '--vary'), ('seed', '--seeds')):
@@ -59,7 +62,9 @@ def experiment(
   if baseline not in found:
     raise UserError(f'--baseline={baseline}: is not among --vary={FLAGS.vary}')
   base = config_of(asked, baseline, 0)
-  budget = matching.BUDGETS[FLAGS.match](base) if FLAGS.match != 'none' else 0
+  budget = 0
+  if FLAGS.match != 'none':
+    budget = matching.BUDGETS[FLAGS.match](config_of(asked, held or baseline, 0))
   if absorb == 'd_ff' and not base.ffn.d_ff:
     absorb = 'd_model'  # as `replaced` does
   seeds = parse_seeds(FLAGS.seeds)
@@ -67,7 +72,7 @@ def experiment(
   _refuse_twins(configs)
   for value, config in configs.items() if budget else ():
     off = matching.BUDGETS[FLAGS.match](config) / budget - 1
-    if abs(off) > _FAR:
+    if abs(off) > _FAR and value not in apart:
       raise UserError(
         f'--match={FLAGS.match}: {value} comes no nearer to the budget than {off:+.0%}; lower '
         '--ffn.multiple_of, or compare at --match=none'
@@ -77,8 +82,9 @@ def experiment(
     for value, config in configs.items()
     for seed in seeds
   ]
-  held = dict(match=FLAGS.match, budget=budget, absorb=absorb if budget else '')
-  return Experiment(name, question, asked, base, cells, variable, baseline, **held)
+  matched = dict(match=FLAGS.match, budget=budget, absorb=absorb if budget else '')
+  matched['apart'] = [value for value in found if budget and value in apart]
+  return Experiment(name, question, asked, base, cells, variable, baseline, **matched)
 
 
 def values(variable: str) -> list[str]:
@@ -121,20 +127,21 @@ def _refuse_twins(configs: dict[str, Config]) -> None:
 
 
 def replaced(variable: str) -> Callable[[Config, str, int], Config]:
-  """What `experiment` takes for a plain setting: its value put in, d_ff solved for the budget.
-
-  Without an FFN d_model is.
-  """
+  """What `experiment` takes for a plain setting: its value put in, and fitted."""
 
   def config_of(asked: Config, value: str, budget: int) -> Config:
-    asked = asked.replace(**{variable: parsed(variable, value)})
-    config = resolve(asked)
-    if not budget or matching.BUDGETS[FLAGS.match](config) == budget:
-      return config
-    match = matching.match_d_ff if config.ffn.d_ff else matching.match_width
-    return match(asked, budget, FLAGS.match)
+    return fitted(asked.replace(**{variable: parsed(variable, value)}), budget)
 
   return config_of
+
+
+def fitted(asked: Config, budget: int) -> Config:
+  """What is asked with d_ff, without an FFN d_model, solved for the budget; 0: as it is."""
+  config = resolve(asked)
+  if not budget or matching.BUDGETS[FLAGS.match](config) == budget:
+    return config
+  match = matching.match_d_ff if config.ffn.d_ff else matching.match_width
+  return match(asked, budget, FLAGS.match)
 
 
 def parsed(variable: str, text: str) -> object:

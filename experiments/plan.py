@@ -22,7 +22,7 @@ class Experiment:
   name: of the script and of its folder under runs/. asked: what the flags say. base: the resolved
   config of the baseline. cells: in the order variants are to be listed. variable: the setting that
   varies, '' if none. baseline: the variant others are compared with. match: the kind of budget held
-  equal, budget: its size, absorb: what gives way for it.
+  equal, budget: its size, absorb: what gives way for it. apart: variants that keep another one.
   """
 
   name: str
@@ -35,6 +35,7 @@ class Experiment:
   match: str = ''
   budget: int = 0
   absorb: str = ''
+  apart: Sequence[str] = ()
 
 
 def show(experiment: Experiment, workdir: Path, out: Console) -> None:
@@ -51,13 +52,7 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
   for cell in experiment.cells:
     groups.setdefault(cell.variant, []).append(cell)
   rows = {variant: _row(experiment, cells[0].config) for variant, cells in groups.items()}
-  shown = [
-    column
-    for column, telling in _COLUMNS.items()
-    if not telling or len({row[telling] for row in rows.values()}) > 1
-  ]
-  if all(row['active'] == row['parameters'] for row in rows.values()):  # no experts
-    shown.remove('active')
+  shown = _shown(list(rows.values()))
   table.add_column('variant')
   for heading in ('seeds', *shown):
     table.add_column(heading, justify='right', no_wrap=True)
@@ -80,6 +75,7 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
   )
 
 
+_NONE = '–'
 _COLUMNS = {  # column of the plan -> the one that must differ between variants for it to be shown
   'layers': 'layers',
   'd_model': '',
@@ -88,11 +84,24 @@ _COLUMNS = {  # column of the plan -> the one that must differ between variants 
   'encoder d_ff': 'encoder d_ff',
   'd_ff': '',
   'ratio': 'ratio',
+  'experts': 'experts',  # shown with all that they tell wherever there are any
   'parameters': '',
-  'active': '',
+  'active': 'experts',
   'FLOPs/token': '',
   'off budget': 'off budget',
 }
+
+
+def _shown(rows: list[dict[str, str]]) -> list[str]:
+  """The columns that say something of these rows."""
+
+  def says(column: str, telling: str) -> bool:
+    if column == 'encoder d_ff' and all(row[column] == row['d_ff'] for row in rows):
+      return False
+    found = {row[telling] for row in rows} if telling else set()
+    return not telling or len(found) > 1 or (telling == 'experts' and found != {_NONE})
+
+  return [column for column, telling in _COLUMNS.items() if says(column, telling)]
 
 
 def _row(experiment: Experiment, config: Config) -> dict[str, str]:
@@ -107,9 +116,16 @@ def _row(experiment: Experiment, config: Config) -> dict[str, str]:
     f'{count.encoder_d_ff(config) or 0:,}',
     f'{config.ffn.d_ff:,}',
     f'{config.ffn.ratio:.3g}',
+    _experts(config),
     f'{count.params(config):,}',
     f'{count.active_params(config):,}',
     f'{count.flops_per_token(config):,}',
     f'{100 * off:+.2f} %',
   )
   return dict(zip(_COLUMNS, told, strict=True))
+
+
+def _experts(config: Config) -> str:
+  """'2 of 8': how many compute a token."""
+  experts, used = count.experts(config)
+  return f'{used:.3g} of {experts:,}' if experts else _NONE

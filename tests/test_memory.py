@@ -21,6 +21,7 @@ SHAPES = {
     'model.positions': 'relative',
   },
   'both': {'model.architecture': 'encoder_decoder', 'model.shared_source': False},
+  'experts': {'moe.experts': 3, 'moe.layers': '1', 'moe.shared_experts': 1, 'ffn.bias': True},
 }
 
 
@@ -50,6 +51,8 @@ def test_by_hand():
   assert memory.state(config) == whole
   assert memory.state(battery.tiny(**{'optim.ema': 0.9})) == whole | {'average': each}
   assert memory.state(battery.tiny(**{'optim.name': 'lion'})) == whole | {'moments': each}
+  biased = memory.state(battery.tiny(**{'moe.experts': 3, 'moe.router': 'bias'}))
+  assert biased['kept by routers'] == 4 * 2 * 3  # a bias of each expert of two layers
   # A layer's up, 16 × 24, keeps 16 + 24; its query, 16 × (2 · 8), 16 + 16; a scale all 16.
   factored = battery.tiny(**{'optim.name': 'adafactor(factor_from=16)'})
   numbers = (32 + 16) + 2 * (4 * 32 + 2 * 40) + 5 * 16

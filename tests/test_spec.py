@@ -79,6 +79,8 @@ def test_slots_are_settings_and_defaults_are_variants():
     ('data.source', "text('a b.txt')", 'text:a b.txt'),
     ('data.source', 'text(glob="a:b")', 'text:a:b'),
     ('data.source', 'tfds:wikipedia/20230601.en', 'tfds:wikipedia/20230601.en'),
+    ('moe.dispatch', 'capacity(priority=choice)', "capacity(priority='choice')"),  # of choices
+    ('moe.router', 'topk(4, "after")', "topk(k=4, score='after')"),
   ],
 )
 def test_ways_of_writing(slot, text, canonical):
@@ -111,6 +113,8 @@ def test_ways_of_writing(slot, text, canonical):
     ('data.source', 'tfds', "tfds needs name, as in tfds:NAME or tfds('NAME', reverse=False)"),
     ('data.source', 'text("")', 'glob: is empty'),
     ('data.source', 'synthetic:5', "rows: '5' should be of type int"),
+    ('moe.router', 'topk(score=sigmoi)', "score: no choice 'sigmoi'; did you mean sigmoid?"),
+    ('moe.router', 'topk(k=two)', 'expected name or name(argument=value), with literal values'),
   ],
 )
 def test_mistakes(slot, text, message):

@@ -59,6 +59,20 @@ SHAPES = {
   'both, post': SEQ2SEQ | {'model.norm_placement': 'post', 'model.shared_source': False},
   'both, other widths': SEQ2SEQ
   | {'ffn.encoder_ratios': '2,3', 'ffn.encoder_activation': 'swiglu', 'model.norm': 'layernorm'},
+  'experts': {
+    'moe.experts': 5,
+    'moe.dispatch': 'capacity',
+    'moe.layers': '1',
+    'moe.shared_experts': 2,
+    'data.seq_len': 12,
+    'moe.group_size': 6,
+  },
+  'experts, soft': {
+    'moe.experts': 3,
+    'moe.router': 'soft(slots=2)',
+    'moe.allow_noncausal': True,
+    'ffn.activation': 'swiglu',
+  },
 }
 
 
@@ -82,7 +96,7 @@ def logits(config: Config, weights: dict, tokens: jax.Array) -> jax.Array:
 
 
 def objective_of(config: Config, weights: dict, tokens: jax.Array) -> jax.Array:
-  hypers = {'loss.z_loss': jnp.float32(0)}
+  hypers = dict.fromkeys(('loss.z_loss', 'moe.balance_loss', 'moe.z_loss'), jnp.float32(0))
   return step.loss_sums(config, weights, hypers, tokens, None)[0]
 
 
@@ -98,6 +112,7 @@ OBSERVED = {
   'encoder_normed': 'memory',
 }
 UNSEEN = {'tokens', 'source', 'target', 'mask', 'weights', 'nats', 'sum'}
+UNSEEN |= {'probs', 'experts', 'rows', 'send', 'back', 'moe'}  # of routing
 
 
 def observed(config: Config) -> Counter:
@@ -118,7 +133,8 @@ def test_sizes_are_those_of_the_model(name):
   config, told = config_of(name), Counter()
   for part in tensors.forward(config):
     for tensor in part.tensors:
-      told[tensor.name.rpartition('_')[0], prod(tensor.shape)] += part.times
+      if not tensor.name.startswith('logits_G'):  # a router's
+        told[tensor.name.rpartition('_')[0], prod(tensor.shape)] += part.times
   absent = set(UNSEEN)
   if config.model.norm == 'none':
     absent |= {'normed'}  # which the model observes all the same
@@ -179,9 +195,13 @@ def test_what_products_read_is_kept_and_nothing_else_but_what_is_named_here(name
   if config.model.norm_placement == 'sandwich':
     norms_read |= {'out', 'down'}
   others = {'tokens', 'source', 'target', 'mask', 'gate', 'up', 'middle_gate', 'middle_up'}
+  if config.moe.experts:
+    soft = config.moe.router.startswith('soft')
+    products_read |= {'rows', 'send', 'back', 'down'} if soft else {'rows'}
+    others |= {'probs', 'experts_GTR', 'weights_GTR', 'down'}
   for part in tensors.forward(config):
     for tensor in part.tensors:
-      own = tensor.name.rpartition('_')[0]
+      own = tensor.name.removesuffix('_GTR').rpartition('_')[0] or tensor.name
       if tensor.kept and own in products_read | ({'x'} if bare else set()):
         factors[prod(tensor.shape)] += part.times
       elif tensor.kept:
@@ -238,6 +258,25 @@ def test_kept_by_hand():
   assert tensors.kept_bytes(config_of('decoder', **normed)) == plain + 4 * 2 * (2 * 252 + 294)
   bert = {'model.embedding_norm': True, 'model.head': 'transform'}  # x before it; head, h, normed
   assert tensors.kept_bytes(config_of('encoder', **bert)) == plain + 4 * 4 * 420
+
+
+def test_rows_of_experts_by_hand():
+  """3 rows of 7 tokens, d 20, 3 experts of 28, 2 a token: 42 choices, or ⌊1.5 · 2 · 7 / 3⌋ places.
+
+  Where scores weigh the result they are kept, 21 · 3, and what experts make of each row; ids and
+  weights of choices always. Every layer has experts; the FFN it is without them keeps 2 · 588.
+  """
+  plain, own = tensors.kept_bytes(config_of('decoder')), {'moe.experts': 3}
+  choices, scores = 42 * (20 + 2 * 28 + 20 + 2), 21 * 3
+
+  def more(**changes: object) -> int:
+    return (tensors.kept_bytes(config_of('decoder', **own | changes)) - plain) // 8 + 2 * 588
+
+  assert more() == choices + scores
+  assert more(**{'moe.router': 'hash(k=2)'}) == choices - 42 * 20
+  places = {'moe.dispatch': 'capacity', 'moe.capacity_factor': 1.5}
+  assert more(**places) == 3 * 3 * 7 * (20 + 2 * 28 + 20) + 2 * 42 + scores
+  assert more(**{'moe.dispatch': 'dense'}) == 21 * 3 * (2 * 28 + 20) + 2 * 42 + scores
 
 
 def test_names_and_shapes_of_each_part():

@@ -270,6 +270,14 @@ def active(config: Config, group: Group) -> float:
   return group.experts * routing.capacity(config, length, training=True) / length
 
 
+def experts(config: Config) -> tuple[int, float]:
+  """Experts of a layer that has them, and how many compute a token on average; 0, 0: all dense."""
+  for group in groups(config):
+    if group.experts:
+      return group.experts, active(config, group)
+  return 0, 0.0
+
+
 def flops_by_part(config: Config) -> dict[str, int]:
   """FLOPs per token of a forward pass, by part; with a source, all of it per target token."""
   n, per_row = sizes(config), Counter()

@@ -12,13 +12,17 @@ from transformer.config import Config
 def state(config: Config) -> dict[str, int]:
   """Bytes of float32, over all devices: 'parameters', their 'gradient', the optimizer's 'moments'.
 
-  And 'average' with --optim.ema.
+  And 'average' with --optim.ema, 'kept by routers' what no gradient changes.
   """
   shapes, numbers = count.shapes(config), count.params(config)
   optimizer = spec.parse('optim.name', config.optim.name)
   moments = sum(_moments(optimizer, path, shape) for path, shape in shapes.items())
-  average = {'average': 4 * numbers} if config.optim.ema else {}
-  return {'parameters': 4 * numbers, 'gradient': 4 * numbers, 'moments': 4 * moments, **average}
+  found = {'parameters': 4 * numbers, 'gradient': 4 * numbers, 'moments': 4 * moments}
+  if config.optim.ema:
+    found['average'] = 4 * numbers
+  if kept := count.kept(config):
+    found['kept by routers'] = 4 * sum(map(prod, kept.values()))
+  return found
 
 
 def _moments(optimizer: object, path: str, shape: tuple[int, ...]) -> int:

@@ -101,7 +101,9 @@ def _argument(slot: str, text: str, field: dataclasses.Field, node: ast.expr) ->
   """The value of one argument; of one that is itself a variant, its shortest text."""
   inner = field.metadata.get('slot')
   try:
-    if not inner:
+    if field.metadata.get('choices') and isinstance(node, ast.Name):
+      value = node.id  # no quotes inside a shell's
+    elif not inner:
       value = ast.literal_eval(node)
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
       value = node.value

@@ -3,8 +3,8 @@
 Plain arithmetic on a resolved config. What is kept is the least that each operation's gradient
 needs: a product keeps both factors, a norm and an activation their inputs, softmax its result,
 dropout its mask, the loss the logits. Parameters are not counted here, nor numbers of which there
-are as many as tokens. JAX differentiates finer steps than these and keeps up to about twice as much
-(tests/test_tensors.py).
+are as many as tokens, nor the rows by which dropless dispatch fills experts up to whole blocks. JAX
+differentiates finer steps than these and keeps up to about twice as much (tests/test_tensors.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 from transformer import count, spec
-from transformer.config import Config
+from transformer.config import Config, routing
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class _Table:
     """The norm of a tensor; itself where there is none."""
     return x if self.norm == 'none' else self.add('normed_BTD', f'{self.norm}({x})')
 
-  def dropped(self, letters: str, rate: float) -> None:
+  def dropped(self, letters: str, rate: float, **own: int) -> None:
     """The mask of a dropout, a byte an entry, as JAX stores booleans."""
     if rate:
-      self.add(f'drop_{letters}', f'true where kept: {1 - rate:g} of all', item=1)
+      self.add(f'drop_{letters}', f'true where kept: {1 - rate:g} of all', item=1, **own)
 
 
 def _embedding(config: Config, stack: str) -> Part:
@@ -114,7 +114,8 @@ def _layer(config: Config, group: count.Group) -> list[Part]:
   which = '' if group.name == group.stack else numbers  # all are equal
   members = count.branch_names(config, group)
   stages = [members] if config.model.parallel_branches else [(name,) for name in members]
-  spoken = {'attention': 'self-attention', 'cross_attention': 'cross-attention', 'ffn': 'FFN'}
+  ffn = 'mixture of experts' if group.experts else 'FFN'
+  spoken = {'attention': 'self-attention', 'cross_attention': 'cross-attention', 'ffn': ffn}
   owner = f'{"encoder" if encoder else "decoder"} layer{which}'
   return [
     Part(f'{owner}, {" and ".join(map(spoken.get, s))}', group.size, _stage(config, group, s))
@@ -127,7 +128,10 @@ def _stage(config: Config, group: count.Group, branches: tuple[str, ...]) -> lis
   t = _Table(config, group.stack, group.d_ff)
   reads, total = 'x_BTD' if t.placement == 'post' else t.normed('x_BTD'), 'x_BTD'
   for branch in branches:
-    name = _ffn(t, group, reads) if branch == 'ffn' else _attention(t, branch, reads)
+    if branch == 'ffn':
+      name = (_mixture if group.experts else _ffn)(t, group, reads)
+    else:
+      name = _attention(t, branch, reads)
     if t.placement == 'sandwich':
       name = t.add('normed_BTD', f'{t.norm}({name})', kept=False)
     t.dropped('BTD', config.model.dropout)
@@ -163,17 +167,90 @@ def _attention(t: _Table, branch: str, reads: str) -> str:
 
 
 def _ffn(t: _Table, group: count.Group, reads: str) -> str:
+  return _network(t, group, reads, '', kept=t.placement == 'sandwich')
+
+
+def _network(t: _Table, group: count.Group, reads: str, owner: str, kept: bool, **own: int) -> str:
+  """A feed-forward network of what it reads. owner: of its parameters, as in 'experts/'.
+
+  kept: whether something reads its result in backward. own: sizes of letters that differ.
+  """
   ffn, activation = t.config.ffn, count.activation(t.config, group.stack)
   inputs, bias = spec.parse('ffn.activation', activation).inputs, ' + bias' * ffn.bias
-  hidden = reads
+  hidden, rows = reads, reads.rpartition('_')[2][:-1]
+  many = 'E' * (owner == 'experts/')
   for stage, letters in [('', 'DF'), ('middle_', 'FM')][: ffn.hidden_layers]:
-    out = f'BT{letters[1]}'
+    out = f'{rows}{letters[1]}'
     names = [
-      t.add(f'{stage}{name}_{out}', f'{hidden} · {stage}{name}_{letters}{bias}') for name in inputs
+      t.add(f'{stage}{name}_{out}', f'{hidden} · {owner}{stage}{name}_{many}{letters}{bias}', **own)
+      for name in inputs
     ]
-    hidden = t.add(f'{stage}h_{out}', f'{activation}({", ".join(names)})')
-  t.dropped(hidden.rpartition('_')[2], ffn.dropout)
-  return t.add('down_BTD', f'{hidden} · down_FD{bias}', kept=t.placement == 'sandwich')
+    hidden = t.add(f'{stage}h_{out}', f'{activation}({", ".join(names)})', **own)
+  t.dropped(hidden.rpartition('_')[2], ffn.dropout, **own)
+  return t.add(f'down_{rows}D', f'{hidden} · {owner}down_{many}FD{bias}', kept, **own)
+
+
+def _mixture(t: _Table, group: count.Group, reads: str) -> str:
+  """Scores, who goes where, the rows of experts and what they add up to; shared experts beside.
+
+  Where scores have a say in weights, the gradient of those reads what experts made of each row.
+  """
+  c, router, mover = t.config, routing.router(t.config), routing.dispatch(t.config)
+  T = routing.group_length(c, t.size['T'])
+  own = dict(G=t.size['B'] * t.size['T'] // T, T=T, E=group.experts)
+  if router.decision != 'token' or mover.drops:
+    own['C'] = routing.capacity(c, T, training=True)
+  scored = any(router.weights.get(name) for name in ('router', 'router_slots'))
+  if router.decision == 'soft':
+    rows, back = _soft(t, reads, own)
+  else:
+    scores = _scores(t, reads, own) if 'router' in router.weights else 'the ids of tokens'
+    rows, back = (_chosen if router.decision == 'expert' else _choices)(t, reads, scores, own)
+  made = back.format(_network(t, group, rows, 'experts/', scored, **own))
+  if shared := c.moe.shared_experts:
+    wide = shared * group.d_ff
+    made += f' + {_network(t, group, reads, "shared/", kept=False, F=wide, M=wide)}'
+  return t.add('moe_BTD', made, kept=t.placement == 'sandwich')
+
+
+def _scores(t: _Table, reads: str, own: dict[str, int]) -> str:
+  """A number for each token and expert; the gradient of a softmax or a sigmoid reads its result."""
+  router = routing.router(t.config)
+  logits = t.add('logits_GTE', f'{reads} · router_DE', kept=False, item=4, **own)
+  function = 'sigmoid' if getattr(router, 'score', '') == 'sigmoid' else 'softmax over E'
+  trained = router.weights['router']
+  return t.add('probs_GTE', f'{function} of {logits}', kept=trained, item=4, **own)
+
+
+def _choices(t: _Table, reads: str, scores: str, own: dict[str, int]) -> tuple[str, str]:
+  mover, own['R'] = routing.dispatch(t.config), routing.choices(t.config)
+  t.add('experts_GTR', f'which R each token takes, by {scores}', item=4, **own)
+  t.add('weights_GTR', 'of those R', item=4, **own)
+  if mover.variant == 'dense':
+    return t.add(
+      'rows_EGTD', f'{reads}, for each expert', kept=False, **own
+    ), 'Σ_R weights_GTR · {}'
+  if mover.drops:
+    made = f'{reads} of the tokens that find a place'
+    return t.add('rows_EGCD', made, **own), 'Σ_R weights_GTR · {}, 0 without a place'
+  return t.add('rows_GTRD', f'{reads} of each choice, by expert', **own), 'Σ_R weights_GTR · {}'
+
+
+def _chosen(t: _Table, reads: str, scores: str, own: dict[str, int]) -> tuple[str, str]:
+  t.add('tokens_GEC', f'which C each expert takes, by {scores}', item=4, **own)
+  t.add('weights_GEC', 'of those C', item=4, **own)
+  if routing.dispatch(t.config).variant == 'dense':
+    return t.add(
+      'rows_EGTD', f'{reads}, for each expert', kept=False, **own
+    ), 'Σ_E weights_GEC · {}'
+  return t.add('rows_EGCD', f'{reads} of those tokens', **own), 'Σ_E weights_GEC · {}'
+
+
+def _soft(t: _Table, reads: str, own: dict[str, int]) -> tuple[str, str]:
+  logits = t.add('logits_GTEC', f'{reads} · router_slots_DEC', kept=False, item=4, **own)
+  send = t.add('send_GTEC', f'softmax over T of {logits}', item=4, **own)
+  back = t.add('back_GTEC', f'softmax over E, C of {logits}', item=4, **own)
+  return t.add('rows_EGCD', f'Σ_T {send} · {reads}', **own), f'Σ_EC {back} · {{}}'
 
 
 def _memory(config: Config) -> Part:

@@ -73,6 +73,37 @@ def test_a_flag_that_changes_nothing_is_named() -> None:
   )
 
 
+def test_describe_tells_experts_and_what_a_token_meets() -> None:
+  shape = ('--preset=bench', '--moe.experts=4', '--ffn.d_ff=512', '--moe.granularity=2')
+  shape += ('--moe.shared_experts=1', '--moe.layers=every(2)')
+  facts = told(*shape)
+  assert facts['experts'] == {
+    'number': 8,
+    'd_ff': 256,
+    'per_token': 4,
+    'shared': 1,
+    'granularity': 2,
+    'layers': {'layers': [1, 3, 5]},
+  }
+  expert = 2 * 256 * 256
+  assert facts['params'] - facts['active_params'] == 3 * 4 * expert  # 4 of 8, in 3 layers
+  parts = facts['params_by_part']
+  assert (parts['experts'], parts['shared experts']) == (3 * 8 * expert, 3 * expert)
+  assert parts['router'] == 3 * 256 * 8
+  ffn = parts['ffn'] + parts['router'] + parts['experts'] + parts['shared experts']
+  assert facts['ffn_share_of_block'] == ffn / (ffn + parts['attention'])
+  assert [p['name'] for p in facts['forward'] if 'mixture' in p['name']] == [
+    f'decoder layer {n}, mixture of experts' for n in (2, 4, 6)
+  ]
+  shown = ' '.join(processes.run('experiments.describe', *shape).stdout.split())
+  assert (
+    'experts: 8 of d_ff 256 (one of 512 split), 4 a token by topk, 1 more for all tokens, moved by '
+    f'dropless, in layers 1, 3, 5 (from 0 on); {facts["active_params"]:,} of {facts["params"]:,} '
+    'parameters active'
+  ) in shown
+  assert told('--preset=bench')['experts'] is None
+
+
 def test_tensors_and_memory_as_json() -> None:
   facts = told('--preset=bench', '--optim.name=lion', '--optim.ema=0.9')
   assert [part['name'] for part in facts['forward']] == [

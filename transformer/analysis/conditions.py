@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from transformer.analysis import formats, learned
-from transformer.analysis.measures import BUDGETS
+from transformer.analysis import budget, formats, learned
 from transformer.analysis.results import Results
 
 
@@ -14,13 +13,11 @@ def conditions(results: Results) -> str:
   parts = [_d_model(results)]
   wanted = (*_layers(results), *_OF_PAIRS) if results.pairs else _OF_TEXT
   parts += _settings(results, wanted)
-  if max(results.settings('moe.experts') or (0,)):
-    said = [(path, text) for path, text, no in _OF_EXPERTS if results.settings(path) != (no,)]
-    parts += _settings(results, said)
   parts += [
+    budget.experts(results),
     learned.origin(results),
     _tokens(results),
-    _budget(results),
+    budget.sentence(results),
     _seeds(results),
     _rate(results),
   ]
@@ -28,11 +25,6 @@ def conditions(results: Results) -> str:
 
 
 _OF_TEXT = (('model.num_layers', '{} layers'), ('data.seq_len', 'context {}'))
-_OF_EXPERTS = (  # and the value that goes unsaid
-  ('moe.experts', '{} experts', 0),
-  ('moe.granularity', 'each split in {}', 1),
-  ('moe.shared_experts', '{} shared experts', 0),
-)
 _OF_PAIRS = (
   ('data.source_len', 'sources up to {}'),
   ('data.seq_len', 'targets up to {} tokens'),
@@ -78,35 +70,6 @@ def _tokens(results: Results) -> str:
   what = f' of {formats.listing(list(sources))}' if sources else ''
   what += ' text' if what == ' of stdlib' and not results.pairs else ''
   return f'{span([formats.short(n) for n in amounts])} {results.unit}{what}'
-
-
-def _budget(results: Results) -> str:
-  """'equal parameters (319,968)', or by how much the variants differ."""
-  key, what = BUDGETS.get(results.match, BUDGETS['params'])
-  values = [v.asked(key) for v in results.variants if v.asked(key)]
-  if not values:
-    return ''
-  low, high = min(values), max(values)
-  if len(results.variants) == 1:
-    return f'{formats.count(low)} {what}'
-  if low == high:
-    return f'equal {what} ({formats.count(low)})'
-  span = f'{formats.count(low)} to {formats.count(high)}'
-  if results.match in BUDGETS:
-    return f'{what} equal within {100 * (high - low) / low:.2g} % ({span})'
-  return f'{what} not matched ({span})'
-
-
-def unmatched(results: Results) -> str:
-  """For a caption: how far apart the variants' budgets are where none is held equal."""
-  if results.match in BUDGETS:
-    return ''
-  spans = []
-  for key, what in (('params', 'parameters'), ('flops_per_token', 'FLOPs per token')):
-    values = [v.asked(key) for v in results.variants if v.asked(key)]
-    if values and min(values) < max(values):
-      spans.append(f'{formats.short(min(values))} to {formats.short(max(values))} {what}')
-  return f'Not matched: {" and ".join(spans)}.' if spans else ''
 
 
 def _seeds(results: Results) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformer import spec
 from transformer.analysis import formats
-from transformer.analysis.measures import BUDGETS
+from transformer.analysis.budget import BUDGETS
 from transformer.analysis.results import Cell
 from transformer.config import SETTINGS, Config, result_settings
 from transformer.errors import UserError, nearest

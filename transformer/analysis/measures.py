@@ -41,9 +41,3 @@ SCORES = {  # of decoded texts against their references, each from 0 to 100, by 
   'eval/bleu': 'BLEU',
   'eval/chrf': 'chrF',
 }
-
-BUDGETS = {  # what may be held equal -> its name in experiment.json, and in prose
-  'params': ('params', 'parameters'),
-  'active': ('active_params', 'active parameters'),
-  'flops': ('flops_per_token', 'training FLOPs per token'),
-}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transformer.analysis import formats, inside, samples, stats
-from transformer.analysis.conditions import unmatched
-from transformer.analysis.measures import BUDGETS, MASKED
+from transformer.analysis import budget, formats, inside, samples, stats
+from transformer.analysis.measures import MASKED
 from transformer.analysis.results import Results
 
 _ABSORBED = {  # what experiment.json says gave way -> in words
@@ -42,10 +41,14 @@ def _budget(results: Results) -> list[str]:
   """What is equal and what gives way for it, or how far apart variants are."""
   if len(results.variants) < 2:
     return []
-  if results.match not in BUDGETS:
-    return [unmatched(results) or 'Variants have the same parameters and FLOPs.']
+  if results.match not in budget.BUDGETS:
+    return [budget.unmatched(results) or 'Variants have the same parameters and FLOPs.']
   absorbed = _ABSORBED.get(results.absorb)
-  equal = f'Variants have equal {BUDGETS[results.match][1]}'
+  kept = {v.name for v in budget.held(results)}
+  others = [f'`{results.label(v.name)}`' for v in results.variants if v.name not in kept]
+  equal = f'Variants have equal {budget.BUDGETS[results.match][1]}'
+  if others:
+    equal += f', but for {formats.listing(others)}, matched in something else'
   return [f'{equal}: {absorbed}.' if absorbed else f'{equal}.']
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from transformer.analysis import curves, formats, inside, loads, routing, sweep
-from transformer.analysis.conditions import unmatched
+from transformer.analysis.budget import unmatched
 from transformer.analysis.grid import grid
 from transformer.analysis.results import AHEAD, Results, Variant
 from transformer.analysis.theme import Plot, Theme, both

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from transformer.analysis import formats
-from transformer.analysis.conditions import unmatched
+from transformer.analysis.budget import unmatched
 from transformer.analysis.drawing import End, label_ends, number_axis, reference_lines, shifted
 from transformer.analysis.grid import Grid, Line, grid
 from transformer.analysis.results import Results

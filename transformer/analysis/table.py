@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformer.analysis import formats, inside
-from transformer.analysis.measures import BITS, BUDGETS, MASKED, NATS, SCORES, Measure
+from transformer.analysis.budget import off_target
+from transformer.analysis.measures import BITS, MASKED, NATS, SCORES, Measure
 from transformer.analysis.results import Results, Variant, as_float
-from transformer.analysis.verdict import off_target
 
 VERDICTS = ('better', 'worse', 'tie', 'void', 'too few seeds')
 
@@ -33,8 +33,10 @@ def columns(results: Results) -> list[Column]:
 
   found = _keys(results)
   found.append(Column('parameters', lambda v: formats.count(v.asked('params')), 3))
-  if any(v.asked('active_params') not in (None, v.asked('params')) for v in variants):
+  if any(v.asked('experts') for v in variants):
     found.append(Column('active', lambda v: formats.count(v.asked('active_params')), 3))
+  if differs('experts') or differs('experts_per_token'):
+    found.append(Column('experts', _experts, 4))
   sides = any(v.asked('encoder_d_ff') not in (None, v.asked('d_ff')) for v in variants)
   if sides:
     found.append(Column('encoder d_ff', lambda v: formats.count(v.asked('encoder_d_ff')), 4))
@@ -51,7 +53,7 @@ def columns(results: Results) -> list[Column]:
   if differs('flops_per_token'):
     flops = 'flops_per_token'
     found.append(Column('FLOPs/token', lambda v: formats.short(v.asked(flops)), 4))
-  if results.match in BUDGETS and any(off_target(results, v) for v in variants):
+  if any(off_target(results, v) for v in variants):
     found.append(Column('off target', lambda v: _percent(off_target(results, v)), 3))
   found.append(Column(_loss(results.measure), lambda v: formats.with_interval(v.loss)))
   if results.measure not in (BITS, MASKED):
@@ -90,6 +92,12 @@ def _told(results: Results) -> bool:
     asked is not None and made is not None and abs(made - asked) <= 0.01 * abs(asked)
     for asked, made in pairs
   )
+
+
+def _experts(variant: Variant) -> str:
+  """'2 of 8': how many compute a token."""
+  experts = variant.asked('experts')
+  return f'{variant.asked("experts_per_token"):.3g} of {experts:,}' if experts else formats.NONE
 
 
 def _ratio(variant: Variant) -> str:
@@ -170,6 +178,8 @@ def _record(results: Results, v: Variant) -> dict:
   speed = v.sample('tokens_per_s')
   record = {'variant': v.name} | dict(zip(results.by, v.values, strict=True))
   shape = (*_SHAPE, 'encoder_d_ff') if results.pairs else _SHAPE
+  if any(other.asked('experts') for other in results.variants):
+    shape += ('active_params', 'experts', 'experts_per_token')
   record |= {key: v.asked(key) for key in shape}
   record['looks_ahead'] = v.looks_ahead
   record |= {

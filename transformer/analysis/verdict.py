@@ -9,12 +9,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from transformer.analysis import comparable, formats, grid, learned, stats
+from transformer.analysis import budget, comparable, formats, grid, learned, stats
 from transformer.analysis.conditions import conditions, span
-from transformer.analysis.measures import BITS, BUDGETS
+from transformer.analysis.measures import BITS
 from transformer.analysis.results import AHEAD, Cell, Results, Variant
-
-TOLERANCE = 0.005  # of a matched budget
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,10 @@ def _doubts(results: Results) -> list[str]:
       f'Seed {seed} of `{results.label(variant)}` lies {where} the median of its siblings; it is '
       'kept, look at its curve.'
     )
-  found += [*_off_target(results), *_besides(results)]
+  if off := budget.missed(results):
+    names, over = _names(results, off), f'over {100 * budget.TOLERANCE:g} %'
+    found.append(f'{names} {_is(off)} {over} off the matched budget.')
+  found += _besides(results)
   failed = len(results.by_state('failed'))
   open_ = len(results.by_state('unfinished', 'waiting'))
   if failed:
@@ -231,24 +232,6 @@ def _besides(results: Results) -> list[str]:
   names = formats.listing([f'`{name}`' for name in results.besides], most=_most(results))
   what = formats.listing([f'`{name}`' for name in results.by])
   return [f'Groups differ not only in {what} but also in {names}: a difference may be due to that.']
-
-
-def _off_target(results: Results) -> list[str]:
-  if results.match not in BUDGETS:
-    return []
-  off = [v for v in results.variants if abs(off_target(results, v) or 0) > TOLERANCE]
-  if not off:
-    return []
-  return [f'{_names(results, off)} {_is(off)} over {100 * TOLERANCE:g} % off the matched budget.']
-
-
-def off_target(results: Results, variant: Variant) -> float | None:
-  """Achieved over target minus one, of the matched budget; the target is the baseline's."""
-  key, _ = BUDGETS[results.match]
-  targets = [v.asked(key) for v in results.variants if v.name == results.baseline]
-  target = targets[0] if targets else results.variants[0].asked(key)
-  achieved = variant.asked(key)
-  return achieved / target - 1 if achieved and target else None
 
 
 def _caveat(results: Results) -> str:
