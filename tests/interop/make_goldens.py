@@ -49,6 +49,16 @@ MODELS = {
     **LLAMA | dict(hidden_size=14), num_hidden_layers=2, num_key_value_heads=2, head_dim=4,
     sliding_window=None, hidden_act='gelu_pytorch_tanh', tie_word_embeddings=True
   ),
+  'mixtral': hf.MixtralConfig(
+    **LLAMA | dict(hidden_size=15, num_attention_heads=4), num_hidden_layers=2, head_dim=6,
+    num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.1,
+  ),
+  'mixtral_tied': hf.MixtralConfig(
+    **LLAMA | dict(intermediate_size=10), num_hidden_layers=1, head_dim=2, num_key_value_heads=1,
+    num_local_experts=6, num_experts_per_tok=3, sliding_window=4, hidden_act='gelu',
+    rms_norm_eps=1e-4, tie_word_embeddings=True, max_position_embeddings=64,
+    rope_parameters=dict(rope_type='default', rope_theta=500.0)
+  ),
   'bert': hf.BertConfig(
     **BERT, num_hidden_layers=2, type_vocab_size=3, max_position_embeddings=16
   ),
@@ -69,6 +79,7 @@ CLASSES = {
   'llama': hf.LlamaForCausalLM,
   'marian': hf.MarianMTModel,
   'mistral': hf.MistralForCausalLM,
+  'mixtral': hf.MixtralForCausalLM,
 }
 
 
@@ -111,7 +122,7 @@ def run(model: torch.nn.Module, vocab: int) -> dict[str, torch.Tensor]:
 def main(folder: Path) -> None:
   for name, config in MODELS.items():
     torch.manual_seed(0)
-    config._attn_implementation = 'eager'
+    config._attn_implementation = config._experts_implementation = 'eager'
     model = CLASSES[config.model_type](config).eval()
     draw(model)
     shutil.rmtree(folder / name, ignore_errors=True)
