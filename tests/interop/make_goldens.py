@@ -6,8 +6,8 @@ Run by hand, in an environment with torch and transformers, which the tests do n
 
 Writes a folder a model: config.json and model.safetensors as save_pretrained leaves them, and
 golden.npz: ids_BT (for Marian also source_BS), mask (1 at tokens, 0 at padding), types_BT of BERT,
-and logits_BTV. Sizes are odd on purpose, and every tensor is drawn anew, biases and norms too.
-golden/versions.json says what made them.
+logits_BTV, and of Mixtral balance, that loss of the first row. Sizes are odd on purpose, and every
+tensor is drawn anew, biases and norms too. golden/versions.json says what made them.
 """
 
 import json
@@ -116,6 +116,9 @@ def run(model: torch.nn.Module, vocab: int) -> dict[str, torch.Tensor]:
     told['token_type_ids'] = given['types_BT']
   with torch.no_grad():
     given['logits_BTV'] = model(attention_mask=given['mask'], **told).logits
+    if model.config.model_type == 'mixtral':
+      told = {key: x[:1] for key, x in told.items()}
+      given['balance'] = model(output_router_logits=True, **told).aux_loss
   return given
 
 
