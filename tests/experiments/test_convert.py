@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import processes
-from tests.battery import jiggle, same_bits, tiny, weights
+from tests.battery import flat, jiggle, same_bits, stir, tiny, weights
 from tests.interop import goldens
 from transformer import count, decode
 from transformer.config import tokenizer_file
@@ -111,8 +111,9 @@ def test_a_run_that_was_converted_is_used_as_any(run: Path, tmp_path: Path) -> N
   assert json.loads(ran.stdout)['nats_per_token'] > 1
 
 
-def test_a_run_begins_from_it(run: Path, tmp_path: Path) -> None:
-  texts(tmp_path)
+def tuned(run: Path, folder: Path, **more: object) -> Path:
+  """The workdir of a run of one step, too small to change a weight, that begins from another."""
+  texts(folder)
   config, *_ = decode.open_cell(run)
   shape = {
     name: config.get(name)
@@ -122,15 +123,60 @@ def test_a_run_begins_from_it(run: Path, tmp_path: Path) -> None:
       *('data.seq_len', 'data.tokenizer'),
     )
   }
-  more = {'train.steps': 1, 'data.batch_size': 4, 'data.source': f'text:{tmp_path}/*.txt'}
-  settings = shape | more | {'train.init_from': run, 'optim.learning_rate': 1e-30}
-  workdir = tmp_path / 'tuned'
+  small = {'train.steps': 1, 'data.batch_size': 4, 'data.source': f'text:{folder}/*.txt'}
+  settings = shape | small | {'train.init_from': run, 'optim.learning_rate': 1e-30} | more
+  workdir = folder / 'tuned'
   ran = processes.run('experiments.train', *processes.flags(settings), f'--workdir={workdir}')
   assert ran.returncode == 0, ran.stderr + ran.stdout
-  convert(workdir, tmp_path / 'out')
-  tuned, was = (goldens.tensors(f) for f in (tmp_path / 'out', goldens.FOLDER / 'gpt2'))
+  return workdir
+
+
+def test_a_run_begins_from_it(run: Path, tmp_path: Path) -> None:
+  convert(tuned(run, tmp_path), tmp_path / 'out')
+  found, was = (goldens.tensors(f) for f in (tmp_path / 'out', goldens.FOLDER / 'gpt2'))
   for name in was:
-    np.testing.assert_allclose(tuned[name], was[name], atol=1e-6)
+    np.testing.assert_allclose(found[name], was[name], atol=1e-6)
+
+
+def test_a_run_goes_on_with_experts(run: Path, tmp_path: Path) -> None:
+  out, text = tmp_path / 'moe', 'experts=3, layers=last(1)'
+  said = convert(run, out, f'--upcycle={text}')
+  assert said == f'{out}: a run at step 0, 3 copies of each FFN of {run} at step 0\n'
+  (config, dense, _), (wide, params, _) = decode.open_cell(run), decode.open_cell(out)
+  assert (wide.moe.experts, wide.moe.router, wide.moe.layers) == (3, 'topk', 'last(1)')
+  ids = np.array([[0, 3, 60, 59, 0, 7]], np.int32)
+  wanted = np.asarray(goldens.logits(config, dense, ids))
+  np.testing.assert_allclose(goldens.logits(wide, params, ids), wanted, atol=1e-5)
+  moved = stir(params, 'layers_1/ffn/experts/up')
+  assert np.abs(goldens.logits(wide, moved, ids) - wanted).max() > 1e-2
+  for name in ('tokenizer.json', 'generation_config.json', 'merges.txt'):
+    assert (out / name).read_bytes() == (run / name).read_bytes()
+  data = processes.read(out / 'provenance.json')['data']
+  assert (data['converted_from'], data['upcycle']) == (f'{run}@0', text)
+  ran = processes.run(
+    'experiments.generate', f'--checkpoint={out}', '--prompt=w3 w5', '--max_new_tokens=4'
+  )
+  assert ran.returncode == 0, ran.stderr
+  assert ran.stdout.startswith('w3 w5 w')
+  more = {'moe.experts': 3, 'moe.layers': 'last(1)'}
+  _, found, _ = decode.open_cell(tuned(out, tmp_path, **more))
+  for path, x in flat(found).items():
+    np.testing.assert_allclose(x, flat(params)[path], atol=1e-6)
+
+
+def test_a_checkpoint_becomes_experts_and_a_mixtral(tmp_path: Path) -> None:
+  source = goldens.FOLDER / 'mistral'
+  said = convert(source, tmp_path / 'run', '--upcycle=experts=4').splitlines()
+  assert said[0].endswith(': a run at step 0, 4 copies of each FFN, ids 0 and 2 exchanged')
+  convert(tmp_path / 'run', tmp_path / 'out')
+  theirs, ours = goldens.tensors(source), goldens.tensors(tmp_path / 'out')
+  for n in range(4):
+    up = ours[f'model.layers.1.block_sparse_moe.experts.{n}.w3.weight']
+    assert same_bits(up, theirs['model.layers.1.mlp.up_proj.weight'])
+  assert refused(source, tmp_path / 'other', '--upcycle=experts=1') == (
+    'error: --upcycle=experts=1: --moe.router=topk: k=2 is above --moe.experts=1; lower it\n'
+  )
+  assert not (tmp_path / 'other').exists()
 
 
 @pytest.mark.parametrize('name', ['bert', 'gpt2_untied', 'marian_apart'])
