@@ -91,7 +91,8 @@ def _parse(text: str) -> Upcycling:
       raise UserError(f'{where}: no argument {name!r}{nearest(name, known)}')
     if name in given:
       raise UserError(f'{where}: {name} is given twice')
-    value = int(value) if re.fullmatch(r'-?\d+', value) and name != 'layers' else value.strip('\'"')
+    number = known[name].type == 'int' and re.fullmatch(r'-?\d+', value)
+    value = int(value) if number else value.strip('\'"')
     given[name] = spec.check_value(f'{where}: {name}', known[name], value)
   if 'experts' not in given:
     raise UserError(f"{where}: of how many experts? Say it, as in 'experts=8'")
