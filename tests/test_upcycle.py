@@ -13,14 +13,13 @@ from transformer.errors import UserError
 from transformer.upcycle import upcycle
 
 SHAPES = {
-  'plain': ({}, 'experts=4'),
-  'gated, with biases, every other layer': (
-    {'model.num_layers': 4, 'ffn.activation': 'product(prelu, silu)', 'ffn.bias': True},
-    'experts=5, k=3, layers=every(2)',
-  ),
-  'widths of their own': (
-    {'model.num_layers': 3, 'ffn.d_ff': 0, 'ffn.ratios': '1,0,2'},
-    'experts=3; layers=0,1; k=2',
+  'plain': ({}, 'experts=4, k=2, layers=every(2)'),
+  'gated, with biases and slopes, of widths of their own': (
+    {
+      **{'model.num_layers': 4, 'ffn.d_ff': 0, 'ffn.ratios': '1,0,2,2', 'ffn.bias': True},
+      'ffn.activation': 'product(prelu, silu)',
+    },
+    'experts=5; layers=2,0; k=3',
   ),
   'encoder_decoder': ({'model.architecture': 'encoder_decoder'}, "experts=2, layers='last(1)'"),
 }
@@ -30,7 +29,7 @@ TOKENS = np.random.default_rng(0).integers(0, 32, (2, 2, 8)).astype(np.int32)
 @pytest.mark.parametrize('name', SHAPES)
 def test_at_first_it_is_the_dense_model(name: str) -> None:
   changes, text = SHAPES[name]
-  config = tiny(**changes, seed=3)
+  config = tiny(**changes)
   dense = jiggle(weights(config))
   wide, found = upcycle(config, dense, text)
   tokens = TOKENS if config.model.architecture == 'encoder_decoder' else TOKENS[:1]
@@ -44,7 +43,7 @@ def test_at_first_it_is_the_dense_model(name: str) -> None:
 
 def test_weights_that_add_up_to_less_are_another_model() -> None:
   config = tiny()
-  wide, found = upcycle(config, dense := jiggle(weights(config)), 'experts=4')
+  wide, found = upcycle(config, dense := jiggle(weights(config)), SHAPES['plain'][1])
   loose = wide.replace(**{'moe.router': 'topk(renormalise=False)'})
   difference = logits(loose, found, TOKENS[0]) - logits(config, dense, TOKENS[0])
   assert np.abs(difference).max() > 1e-2
@@ -53,7 +52,8 @@ def test_weights_that_add_up_to_less_are_another_model() -> None:
 def test_routers_are_those_a_run_begins_with() -> None:
   config = tiny(seed=7)
   wide, found = upcycle(config, weights(config), 'experts=4, layers=1')
-  fresh = params.initialize(wide, jax.random.split(jax.random.key(7))[0])
+  key = jax.random.split(jax.random.key(7))[0]
+  fresh = jax.jit(params.initialize, static_argnums=0)(wide, key)
   assert same_bits(found['layers_1']['ffn']['router'], fresh['layers_1']['ffn']['router'])
   assert 'router' not in found['layers_0']['ffn']
 
