@@ -1,17 +1,27 @@
 """Turns a checkpoint of Hugging Face's transformers into a run, and a run into such a checkpoint.
 
+With --upcycle, either of the two into a run whose FFNs are experts.
+
   python -m experiments.convert --source=gpt2 --out=runs/gpt2
   python -m experiments.generate --checkpoint=runs/gpt2 --prompt='The meaning of life'
   python -m experiments.train --train.init_from=runs/gpt2 ...
   python -m experiments.convert --source=runs/x --out=x-for-transformers --step=best
+  python -m experiments.convert --source=runs/x --out=runs/moe --upcycle='experts=8, k=2'
+  python -m experiments.train --train.init_from=runs/moe --moe.experts=8 ...
 
-A folder of transformers has config.json and model.safetensors, of GPT-2, Llama, Mistral, BERT or
-Marian, and is read and written without torch. In a run token 0 ends a document, so rows of the
-vocabulary are exchanged on the way in and back on the way out; a round trip changes no bit of them.
-What no family of transformers is cannot be written. A run with these flags is a GPT-2:
+A folder of transformers has config.json and model.safetensors, of GPT-2, Llama, Mistral, Mixtral,
+BERT or Marian, and is read and written without torch. In a run token 0 ends a document, so rows of
+the vocabulary are exchanged on the way in and back on the way out; a round trip changes no bit of
+them. What no family of transformers is cannot be written. A run with these flags
+is a GPT-2:
 
   --model.embedding_scale=one --model.positions=learned --model.norm='layernorm(epsilon=1e-05)'
   --model.bias --ffn.bias --ffn.activation=gelu_tanh
+
+--upcycle (Komatsuzaki et al. 2023) copies the FFN of each layer into all experts of the layer, and
+draws the routers by the seed of the source. The weights of the k experts of a token, 2 if not said,
+add up to 1, so that the run at first computes what the dense model did. Also 'layers=every(2)', or
+other layers as --moe.layers has them: 'experts=8; layers=3,5'.
 """
 
 from __future__ import annotations
@@ -27,6 +37,9 @@ if TYPE_CHECKING:
 
 SOURCE = flags.script_flag('str', 'source', '', "folder of a run, or of transformers' checkpoint")
 OUT = flags.script_flag('str', 'out', '', 'folder to write; the other of the two')
+UPCYCLE = flags.script_flag(
+  'str', 'upcycle', '', "write a run whose FFNs are experts: 'experts=8, k=2, layers=every(2)'"
+)
 STEP = flags.script_flag('str', 'step', 'newest', "a run's checkpoint: newest, best or a step")
 
 
@@ -35,10 +48,12 @@ def main() -> int:
     if not flag.value:
       raise UserError(f'--{flag.name}: is empty; name a folder')
   source, out = Path(SOURCE.value), Path(OUT.value)
-  if _is_run(source):
-    _export(source, out)
-  else:
+  if not _is_run(source):
     _import(source, out)
+  elif UPCYCLE.value:
+    _upcycle(source, out)
+  else:
+    _export(source, out)
   return 0
 
 
@@ -62,6 +77,21 @@ def _export(source: Path, out: Path) -> None:
   end = vocabulary.end_of(config, folder)
   hf.save(out, *vocabulary.out_of_run(config, params, end), companions=folder)
   print(f'{out}: step {step} of {folder}, for transformers')
+
+
+def _upcycle(source: Path, out: Path) -> None:
+  from transformer import decode, files, runs
+  from transformer.interop import hf
+
+  files.refuse_existing(out, 'out')
+  folder = runs.cell_folder(source, 'source')
+  config, params, step = decode.open_cell(folder, STEP.value)
+  with files.appearing(out, 'out') as new:
+    hf.copy_companions(folder, new)
+    config = _write_run(new, config, params, f'{folder.absolute()}@{step}')
+  print(
+    f'{out}: a run at step 0, {config.moe.experts} copies of each FFN of {folder} at step {step}'
+  )
 
 
 def _import(source: Path, out: Path) -> None:
@@ -90,16 +120,20 @@ def _import(source: Path, out: Path) -> None:
     hf.copy_companions(source, folder)
     if text:
       (folder / hf.TOKENIZER).write_text(text, encoding='utf-8')
-    _write_run(folder, config, params, source)
-  print(f'{out}: a run at step 0, {_vocabulary(config, end)}')
+    config = _write_run(folder, config, params, str(source.absolute()))
+  copies = f'{config.moe.experts} copies of each FFN, ' if UPCYCLE.value else ''
+  print(f'{out}: a run at step 0, {copies}{_vocabulary(config, end)}')
   begin = 'decoder_start_token_id' if config.data.source_len else 'bos_token_id'
   theirs = special.get(begin)
   if isinstance(theirs, int) and theirs != end and theirs < config.model.vocab_size:
     print(f'note: the original begins with id {theirs} ({begin}), a run with 0, its end')
 
 
-def _write_run(folder: Path, config: Config, params: dict, source: Path) -> None:
-  """What training leaves behind, as if it had been trained elsewhere."""
+def _write_run(folder: Path, config: Config, params: dict, source: str) -> Config:
+  """What training leaves behind, as if it had been trained elsewhere, of the config returned.
+
+  source: for the provenance.
+  """
   import contextlib
   import hashlib
 
@@ -110,7 +144,11 @@ def _write_run(folder: Path, config: Config, params: dict, source: Path) -> None
   from transformer import provenance
   from transformer.checkpoint import Checkpoints
   from transformer.state import TrainState
+  from transformer.upcycle import upcycle
 
+  config = config.replace(**{'train.init_from': '', 'train.init': 'finetune'})
+  if UPCYCLE.value:
+    config, params = upcycle(config, params, UPCYCLE.value)
   write_json(folder / 'config.json', config.to_json())
   zero, digest = np.zeros((), np.int32), hashlib.sha256()
   for leaf in jax.tree.leaves(params):
@@ -122,7 +160,9 @@ def _write_run(folder: Path, config: Config, params: dict, source: Path) -> None
   with contextlib.closing(Checkpoints(folder / 'checkpoints')) as checkpoints:
     checkpoints.save(state, {}, None)
   fingerprint = digest.hexdigest()[:16]
-  provenance.write(folder, config, fingerprint, {'converted_from': str(source.absolute())})
+  made = {'converted_from': source} | ({'upcycle': UPCYCLE.value} if UPCYCLE.value else {})
+  provenance.write(folder, config, fingerprint, made)
+  return config
 
 
 def _vocabulary(config: Config, end: int | None) -> str:

@@ -126,7 +126,7 @@ MISTAKES = {
   '--workdri=x': '--workdri: no such flag; did you mean workdir?',
   '--preset=pilto': '--preset=pilto: no such preset; did you mean pilot?',
   '--preset=zzz': '--preset=zzz: no such preset'
-  + _choices('bench, gpt2, pilot, vaswani_base, vaswani_big'),
+  + _choices('bench, gpt2, mixtral_8x7b, pilot, vaswani_base, vaswani_big'),
   '--model.positions=rotry': ("--model.positions=rotry: no variant 'rotry'; did you mean rotary?"),
   '--model.positions=rotary(bas=5)': (
     "--model.positions=rotary(bas=5): rotary has no argument 'bas'; did you mean base?"

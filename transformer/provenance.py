@@ -28,7 +28,15 @@ _PACKAGES = (
   'sacrebleu',
 )
 _DECISIVE = ('jax', 'jaxlib', 'flax', 'optax')
-_ONLOOKERS = ('analysis', 'boards.py', 'evaluate.py', 'flags.py', 'interop', 'replay.py')
+_ONLOOKERS = (
+  'analysis',
+  'boards.py',
+  'evaluate.py',
+  'flags.py',
+  'interop',
+  'replay.py',
+  'upcycle.py',
+)
 _ROOT = Path(__file__).parent
 
 

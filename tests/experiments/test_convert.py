@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests import processes
-from tests.battery import jiggle, same_bits, tiny, weights
+from tests.battery import flat, jiggle, same_bits, stir, tiny, weights
 from tests.interop import goldens
 from transformer import count, decode
-from transformer.config import tokenizer_file
+from transformer.config import Config, tokenizer_file
 from transformer.errors import UserError
 from transformer.interop import configs, hf, vocabulary
 
@@ -131,26 +131,62 @@ def test_a_run_that_was_converted_is_used_as_any(run: Path, tmp_path: Path) -> N
   assert json.loads(ran.stdout)['nats_per_token'] > 1
 
 
-def test_a_run_begins_from_it(run: Path, tmp_path: Path) -> None:
-  texts(tmp_path)
-  config, *_ = decode.open_cell(run)
+def begin_from(run: Path, config: Config, params: dict, folder: Path) -> None:
+  """Trains from a run for a step that is too small to change a weight."""
+  texts(folder)
   shape = {
     name: config.get(name)
     for name in (
       *('model.d_model', 'model.num_layers', 'model.num_heads', 'model.positions', 'model.norm'),
       *('model.bias', 'model.embedding_scale', 'ffn.d_ff', 'ffn.bias', 'ffn.activation'),
-      *('data.seq_len', 'data.tokenizer'),
+      *('moe.experts', 'moe.layers', 'data.seq_len', 'data.tokenizer'),
     )
   }
-  more = {'train.steps': 1, 'data.batch_size': 4, 'data.source': f'text:{tmp_path}/*.txt'}
+  more = {'train.steps': 1, 'data.batch_size': 4, 'data.source': f'text:{folder}/*.txt'}
   settings = shape | more | {'train.init_from': run, 'optim.learning_rate': 1e-30}
-  workdir = tmp_path / 'tuned'
+  workdir = folder / 'tuned'
   ran = processes.run('experiments.train', *processes.flags(settings), f'--workdir={workdir}')
   assert ran.returncode == 0, ran.stderr + ran.stdout
-  convert(workdir, tmp_path / 'out')
-  tuned, was = (goldens.tensors(f) for f in (tmp_path / 'out', goldens.FOLDER / 'gpt2'))
-  for name in was:
-    np.testing.assert_allclose(tuned[name], was[name], atol=1e-6)
+  _, tuned, _ = decode.open_cell(workdir)
+  was = flat(params)
+  for path, x in flat(tuned).items():
+    np.testing.assert_allclose(x, was[path], atol=1e-6)
+
+
+def test_a_run_goes_on_with_experts(run: Path, tmp_path: Path) -> None:
+  out, text = tmp_path / 'moe', 'experts=3, layers=last(1)'
+  said = convert(run, out, f'--upcycle={text}')
+  assert said == f'{out}: a run at step 0, 3 copies of each FFN of {run} at step 0\n'
+  (config, dense, _), (wide, params, _) = decode.open_cell(run), decode.open_cell(out)
+  assert (wide.moe.experts, wide.moe.router, wide.moe.layers) == (3, 'topk', 'last(1)')
+  ids = np.array([[0, 3, 60, 59, 0, 7]], np.int32)
+  wanted = np.asarray(goldens.logits(config, dense, ids))
+  np.testing.assert_allclose(goldens.logits(wide, params, ids), wanted, atol=1e-5)
+  moved = stir(params, 'layers_1/ffn/experts/up')
+  assert np.abs(goldens.logits(wide, moved, ids) - wanted).max() > 1e-2
+  for name in ('tokenizer.json', 'generation_config.json', 'merges.txt'):
+    assert (out / name).read_bytes() == (run / name).read_bytes()
+  data = processes.read(out / 'provenance.json')['data']
+  assert (data['converted_from'], data['upcycle']) == (f'{run}@0', text)
+  ran = processes.run(
+    'experiments.generate', f'--checkpoint={out}', '--prompt=w3 w5', '--max_new_tokens=4'
+  )
+  assert ran.returncode == 0, ran.stderr
+  assert ran.stdout.startswith('w3 w5 w')
+  begin_from(out, wide, params, tmp_path)
+
+
+def test_a_checkpoint_becomes_experts_and_a_mixtral(tmp_path: Path) -> None:
+  source = goldens.FOLDER / 'mistral'
+  said = convert(source, tmp_path / 'run', '--upcycle=experts=4').splitlines()
+  assert said[0].endswith(': a run at step 0, 4 copies of each FFN, ids 0 and 2 exchanged')
+  config, params, _ = decode.open_cell(tmp_path / 'run')
+  hf.save(tmp_path / 'out', *vocabulary.out_of_run(config, params, end=2))
+  theirs, ours = goldens.tensors(source), goldens.tensors(tmp_path / 'out')
+  assert same_bits(ours['lm_head.weight'], theirs['lm_head.weight'])
+  for n in range(4):
+    up = ours[f'model.layers.1.block_sparse_moe.experts.{n}.w3.weight']
+    assert same_bits(up, theirs['model.layers.1.mlp.up_proj.weight'])
 
 
 @pytest.mark.parametrize('name', ['bert', 'gpt2_untied', 'marian_apart'])

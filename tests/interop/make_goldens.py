@@ -6,8 +6,8 @@ Run by hand, in an environment with torch and transformers, which the tests do n
 
 Writes a folder a model: config.json and model.safetensors as save_pretrained leaves them, and
 golden.npz: ids_BT (for Marian also source_BS), mask (1 at tokens, 0 at padding), types_BT of BERT,
-and logits_BTV. Sizes are odd on purpose, and every tensor is drawn anew, biases and norms too.
-golden/versions.json says what made them.
+logits_BTV, and of Mixtral balance, that loss of the first row. Sizes are odd on purpose, and every
+tensor is drawn anew, biases and norms too. golden/versions.json says what made them.
 """
 
 import json
@@ -49,6 +49,16 @@ MODELS = {
     **LLAMA | dict(hidden_size=14), num_hidden_layers=2, num_key_value_heads=2, head_dim=4,
     sliding_window=None, hidden_act='gelu_pytorch_tanh', tie_word_embeddings=True
   ),
+  'mixtral': hf.MixtralConfig(
+    **LLAMA | dict(hidden_size=15, num_attention_heads=4), num_hidden_layers=2, head_dim=6,
+    num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.1,
+  ),
+  'mixtral_tied': hf.MixtralConfig(
+    **LLAMA | dict(intermediate_size=10), num_hidden_layers=1, head_dim=2, num_key_value_heads=1,
+    num_local_experts=6, num_experts_per_tok=3, sliding_window=4, hidden_act='gelu',
+    rms_norm_eps=1e-4, tie_word_embeddings=True, max_position_embeddings=64,
+    rope_parameters=dict(rope_type='default', rope_theta=500.0)
+  ),
   'bert': hf.BertConfig(
     **BERT, num_hidden_layers=2, type_vocab_size=3, max_position_embeddings=16
   ),
@@ -69,6 +79,7 @@ CLASSES = {
   'llama': hf.LlamaForCausalLM,
   'marian': hf.MarianMTModel,
   'mistral': hf.MistralForCausalLM,
+  'mixtral': hf.MixtralForCausalLM,
 }
 
 
@@ -105,13 +116,16 @@ def run(model: torch.nn.Module, vocab: int) -> dict[str, torch.Tensor]:
     told['token_type_ids'] = given['types_BT']
   with torch.no_grad():
     given['logits_BTV'] = model(attention_mask=given['mask'], **told).logits
+    if model.config.model_type == 'mixtral':
+      told = {key: x[:1] for key, x in told.items()}
+      given['balance'] = model(output_router_logits=True, **told).aux_loss
   return given
 
 
 def main(folder: Path) -> None:
   for name, config in MODELS.items():
     torch.manual_seed(0)
-    config._attn_implementation = 'eager'
+    config._attn_implementation = config._experts_implementation = 'eager'
     model = CLASSES[config.model_type](config).eval()
     draw(model)
     shutil.rmtree(folder / name, ignore_errors=True)

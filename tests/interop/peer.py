@@ -24,7 +24,11 @@ def main(folder: Path) -> dict:
   kind = json.loads((folder / 'config.json').read_text())['model_type']
   auto = AUTO.get(kind, hf.AutoModelForCausalLM)
   model, info = auto.from_pretrained(
-    folder, output_loading_info=True, attn_implementation='eager', dtype=torch.float32
+    folder,
+    output_loading_info=True,
+    attn_implementation='eager',
+    experts_implementation='eager',  # the other wants sizes divisible by 4
+    dtype=torch.float32,
   )
   given = {k: torch.tensor(x, dtype=torch.long) for k, x in np.load(folder / 'given.npz').items()}
   with torch.no_grad():

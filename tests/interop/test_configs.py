@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from transformer import count
+from transformer.config import PRESETS, Config, resolve
 from transformer.interop import configs
 
 GPT2 = """{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
@@ -30,6 +31,15 @@ MISTRAL_7B = """{"architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eo
   "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
   "sliding_window": 4096, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
   "transformers_version": "4.34.0.dev0", "use_cache": true, "vocab_size": 32000}"""
+MIXTRAL_8X7B = """{"architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0,
+  "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
+  "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
+  "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2,
+  "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8,
+  "output_router_logits": false, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0,
+  "router_aux_loss_coef": 0.02, "sliding_window": null, "tie_word_embeddings": false,
+  "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0", "use_cache": true,
+  "vocab_size": 32000}"""
 BERT = """{"architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1,
   "gradient_checkpointing": false, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
   "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
@@ -54,6 +64,7 @@ MODELS = {  # their own counts; of opus-mt without the fixed positions, with the
   'gpt2': (GPT2, 124_439_808),
   'llama-2-7b': (LLAMA_2_7B, 6_738_415_616),
   'mistral-7b': (MISTRAL_7B, 7_241_732_096),
+  'mixtral-8x7b': (MIXTRAL_8X7B, 46_702_792_704),
   'bert-base-uncased': (BERT, 109_514_298),
   'opus-mt-en-de': (OPUS_MT, 74_410_496 - 2 * 512 * 512 + 58_101),
 }
@@ -70,3 +81,15 @@ def test_models_in_wide_use(name: str, tmp_path: Path) -> None:
   assert (written, wider) == (family, config)
   path.write_text(json.dumps(tree))
   assert configs.read_config(path) == (family, config)
+
+
+def test_mixtral_is_the_preset_of_its_name(tmp_path: Path) -> None:
+  """46.7 and 12.9 billion parameters are those of Jiang et al. 2024, table 1 and section 2."""
+  path = tmp_path / 'config.json'
+  path.write_text(MIXTRAL_8X7B)
+  family, theirs = configs.read_config(path)
+  ours = resolve(Config().replace(**PRESETS['mixtral_8x7b']))
+  assert configs.write_config(ours)[0] is family
+  assert (ours.model, ours.ffn, ours.moe) == (theirs.model, theirs.ffn, theirs.moe)
+  found = count.params(ours), count.active_params(ours)
+  assert [round(n / 1e9, 1) for n in found] == [46.7, 12.9]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from tests.battery import flat, same_bits, stir
 from tests.interop import goldens
-from transformer import count, spec
+from transformer import count, model, spec
 from transformer.errors import UserError
 from transformer.interop import hf
 from transformer.interop.families import FAMILIES
@@ -118,6 +119,7 @@ OLD_ROPE = dict(rope_parameters=None, rope_theta=500.0, rope_scaling='@null')
     ),
     ('llama_tied', dict(num_key_value_heads='@null', hidden_act='gelu_python')),
     ('mistral_open', dict(hidden_act='gelu_new', rope_parameters=None)),
+    ('mixtral', dict(router_jitter_noise=None, router_aux_loss_coef=0.02)),
     ('gpt2', dict(n_ctx=12, n_inner=40, scale_attn_weights=None, tie_word_embeddings=None)),
     ('gpt2_untied', dict(n_inner=None)),
     ('bert', dict(position_embedding_type='absolute', tie_word_embeddings=None)),
@@ -142,6 +144,32 @@ def test_the_window_is_read(tmp_path: Path) -> None:
     folder = goldens.copy('mistral', tmp_path / str(window))
     goldens.edit(folder, sliding_window=window)
     assert goldens.difference('mistral', *hf.load(folder)) > 1e-3
+
+
+def test_how_many_experts_a_token_has_is_read(tmp_path: Path) -> None:
+  folder = goldens.copy('mixtral', tmp_path / 'in')
+  goldens.edit(folder, num_experts_per_tok=3)
+  assert goldens.difference('mixtral', *hf.load(folder)) > 1e-3
+
+
+def test_the_balance_loss_is_the_originals_over_k_where_one_layer_and_row_are_all() -> None:
+  for name, k, layers in (('mixtral_tied', 3, 1), ('mixtral', 2, 2)):
+    config, params = hf.load(goldens.FOLDER / name)
+    given = goldens.arrays(name)
+    _, aux = jax.jit(model.build(config).apply)({'params': params}, given['ids_BT'][:1])
+    found = k * float(np.mean(aux.losses['balance']))
+    if layers == 1:
+      assert found == pytest.approx(given['balance'], rel=1e-5)
+    else:  # theirs is of the loads of all layers together, which can be even where no layer's is
+      assert found > given['balance'] + 0.01
+
+
+def test_a_softmax_over_the_chosen_is_written_as_one_over_all(tmp_path: Path) -> None:
+  config, params = hf.load(goldens.FOLDER / 'mixtral')
+  hf.save(tmp_path / 'out', config.replace(**{'moe.router': "topk(score='after')"}), params)
+  again, back = hf.load(tmp_path / 'out')
+  assert again == config.replace(**{'moe.router': 'topk'})
+  assert same_bits(params, back)
 
 
 def _older(name: str, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

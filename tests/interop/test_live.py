@@ -47,6 +47,11 @@ OWN = {  # configs of this library's own, none of them from a file
     'model.embedding_scale': 'one', 'ffn.activation': 'reglu', 'model.attention_window': 2,
     'model.d_model': 15, 'model.head_dim': 4, 'model.tied': False,
   },
+  'own_mixtral': {
+    'model.embedding_scale': 'one', 'ffn.activation': 'geglu', 'model.num_kv_heads': 1,
+    'model.head_dim': 6, 'moe.experts': 5, 'moe.router': "topk(k=3, score='after')",
+    'moe.dispatch': 'capacity', 'moe.capacity_factor': 9.0,
+  },
   'own_bert': {
     'model.architecture': 'encoder', 'model.positions': 'learned', 'model.norm': 'layernorm',
     'model.norm_placement': 'post', 'model.embedding_norm': True, 'model.token_types': 2,

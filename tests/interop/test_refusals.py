@@ -49,6 +49,17 @@ FEATURES = [
    'encoder_ffn_dim="wide": does not go with the other sizes'),
   ('mistral', {'layer_types': ['full_attention']},
    'layer_types=["full_attention"] is a feature of mistral that is not known'),
+  ('mixtral', {'num_local_experts': 0}, 'num_local_experts=0: should be above 0'),
+  ('mixtral', {'num_local_experts': 1},
+   '--moe.router=topk(jitter=0.1): k=2 is above --moe.experts=1; lower it'),
+  ('mixtral', {'num_experts_per_tok': 1}, 'num_experts_per_tok=1: its one weight is always 1, so '
+   'the router is never trained; 2 or more run'),
+  ('mixtral', {'num_experts_per_tok': 'two'},
+   "--moe.router=topk(k='two', jitter=0.1): k: 'two' should be of type int"),
+  ('mixtral', {'router_jitter_noise': 1.5},
+   '--moe.router=topk(k=2, jitter=1.5): jitter: 1.5 is above the most allowed, 0.9'),
+  ('mixtral', {'shared_expert_intermediate_size': 9},
+   'shared_expert_intermediate_size=9 is a feature of mixtral that is not known'),
   ('gpt2', {'scale_attn_by_inverse_layer_idx': True},
    'scale_attn_by_inverse_layer_idx=true is not supported; gpt2 is known with false alone'),
   ('gpt2', {'reorder_and_upcast_attn': True},
@@ -69,9 +80,9 @@ FEATURES = [
    'vocab_size=59 and decoder_vocab_size=60: are one setting here; equal ones run'),
   ('marian', {'d_model': 0}, 'd_model=0: 0 is below the least allowed, 1'),
   ('gpt2', {'model_type': 'gpt_neox'},
-   'model_type="gpt_neox" is not known; there are gpt2, llama, mistral, bert, marian'),
+   'model_type="gpt_neox" is not known; there are gpt2, llama, mistral, mixtral, bert, marian'),
   ('gpt2', {'model_type': None},
-   'model_type=null is not known; there are gpt2, llama, mistral, bert, marian'),
+   'model_type=null is not known; there are gpt2, llama, mistral, mixtral, bert, marian'),
 ]  # fmt: skip
 
 
@@ -247,6 +258,7 @@ LLAMA = {
   'model.tied': False,
   'ffn.activation': 'swiglu',
 }
+MIXTRAL = LLAMA | {'moe.experts': 4}
 UNWRITABLE = [
   ({'ffn.activation': 'swish'}, '--ffn.activation=swish: no family of transformers is such a '
    'model; llama, the nearest, has ffn.activation=swiglu'),
@@ -265,6 +277,19 @@ UNWRITABLE = [
   ({'model.num_heads': 0, 'model.positions': 'none'}, '--model.num_heads=0: no family of '
    'transformers is such a model; gpt2, the nearest, has model.num_heads=a divisor of 16, '
    'model.positions=learned, model.norm=layernorm, model.bias=False, ffn.activation=gelu_tanh'),
+  *((MIXTRAL | changes, f'--{flag}: no family of transformers is such a model; mixtral, the '
+     f'nearest, has {has}') for changes, flag, has in [
+    ({'moe.router': 'switch'}, 'moe.router=switch', 'moe.router=topk'),
+    ({'moe.router': 'topk(k=1, renormalise=False)'}, 'moe.router=topk(k=1, renormalise=False)',
+     'moe.router=topk'),
+    ({'moe.router': "bias(k=3)"}, 'moe.router=bias(k=3)', 'moe.router=topk'),
+    ({'moe.router': 'hash'}, 'moe.router=hash', 'moe.router=topk'),
+    ({'moe.shared_experts': 1}, 'moe.shared_experts=1', 'moe.shared_experts=0'),
+    ({'moe.granularity': 2}, 'moe.granularity=2', 'moe.granularity=1'),
+    ({'moe.layers': 'last(1)'}, 'moe.layers=last(1)', 'moe.layers=all'),
+  ]),
+  (MIXTRAL | {'ffn.bias': True}, '--moe.experts=4: no family of transformers is such a model; '
+   'llama, the nearest, has moe.experts=0'),
   ({'model.attention_window': 3, 'model.bias': True}, '--model.attention_window=3: no family of '
    'transformers is such a model; llama, the nearest, has model.attention_window=0'),
 ]  # fmt: skip

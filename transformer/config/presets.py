@@ -74,6 +74,24 @@ PRESETS: dict[str, dict] = {
     'train.steps': 600_000,
     'optim.learning_rate': 6e-4,
   },
+  # Jiang et al. 2024, table 1: 46.7 billion parameters, of which a token meets 12.9. How it was
+  # trained is not told: rates, batch and steps are this library's own.
+  'mixtral_8x7b': {
+    'model.d_model': 4096,
+    'model.num_layers': 32,
+    'model.num_heads': 32,
+    'model.num_kv_heads': 8,
+    'model.positions': 'rotary(base=1000000.0)',
+    'model.norm': 'rmsnorm(epsilon=1e-05)',
+    'model.embedding_scale': 'one',
+    'model.tied': False,
+    'ffn.d_ff': 14336,
+    'ffn.activation': 'swiglu',
+    'moe.experts': 8,
+    'moe.router': 'topk(k=2)',
+    'data.tokenizer': 'bpe(vocab_size=32000)',
+    'data.seq_len': 32768,
+  },
   'vaswani_base': _vaswani(512, heads=8, d_ff=2048, dropout=0.1, steps=100_000),
   'vaswani_big': _vaswani(1024, heads=16, d_ff=4096, dropout=0.3, steps=300_000),
 }

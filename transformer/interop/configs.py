@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from transformer import count, spec
-from transformer.config import SETTINGS, Config, resolve
+from transformer.config import SETTINGS, Config, resolve, routing
 from transformer.errors import UserError
 from transformer.interop import shards
-from transformer.interop.families import FAMILIES, Family
+from transformer.interop.families import FAMILIES
+from transformer.interop.family import Family
 from transformer.interop.keys import HARMLESS, shown
 
 _MUST = {  # of any family, at these values; a table's own come before
@@ -23,10 +25,12 @@ _MUST = {  # of any family, at these values; a table's own come before
 # shapes tell.
 _OF_TRAINING = ('model.dropout', 'model.stochastic_depth', 'model.out_init', 'model.dtype')
 _OF_FFN = ('activation', 'encoder_activation', 'hidden_layers', 'shared', 'bias')
+_OF_MOE = ('experts', 'router', 'layers', 'shared_experts', 'granularity')
 _BIASES = ('model.bias', 'model.logits_bias', 'ffn.bias')
 _DECISIVE = [
   *(n for n in SETTINGS if n.startswith('model.') and n not in (*_OF_TRAINING, 'model.unroll')),
   *(f'ffn.{name}' for name in _OF_FFN),
+  *(f'moe.{name}' for name in _OF_MOE),
   'optim.parametrization',
 ]
 
@@ -98,8 +102,8 @@ def _settings(path: Path, family: Family, tree: dict) -> Config:
 def write_config(config: Config) -> tuple[Family, dict, Config]:
   """The family that a resolved config belongs to, its config.json, and the config as written.
 
-  The last has biases where the family has them and the model none, to be written as zeros. Raises
-  UserError naming the settings that no family has.
+  The last has biases where the family has them and the model none, to be written as zeros, and of
+  two spellings of one router the first. Raises UserError naming the settings that no family has.
   """
   refusals = []
   for family in FAMILIES.values():
@@ -122,9 +126,14 @@ def write_config(config: Config) -> tuple[Family, dict, Config]:
 
 
 def _completed(config: Config, family: Family) -> Config:
-  """A config with the biases that all models of a family have."""
+  """A config with the biases that all models of a family have; `score=after` spelt renormalised."""
   changes = {name: True for name in _BIASES if family.fixed.get(name)}
-  return config.replace(**changes, **{'model.qkv_bias': False} if 'model.bias' in changes else {})
+  changes |= {'model.qkv_bias': False} if 'model.bias' in changes else {}
+  router = routing.router(config)
+  if router.variant == 'topk' and router.score == 'after':
+    router = dataclasses.replace(router, score='softmax', renormalise=True)
+    changes['moe.router'] = spec.canonical(router)
+  return config.replace(**changes)
 
 
 def _differences(config: Config, family: Family, tree: dict) -> dict[str, Any]:

@@ -2,70 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from transformer.config import widths
+from transformer.config import Config, routing, widths
+from transformer.interop.family import (
+  SHARED,
+  TIED,
+  UNSHARED,
+  UNTIED,
+  Family,
+  attention,
+  dense,
+  norm,
+  table,
+)
 from transformer.interop.keys import GATED, PLAIN, Key, argument, null_is_0, one_of
-from transformer.interop.layout import Only, Tensor
-
-TIED, UNTIED = (('model.tied', True),), (('model.tied', False),)
-SHARED, UNSHARED = (('model.shared_source', True),), (('model.shared_source', False),)
-
-
-@dataclass(frozen=True)
-class Family:
-  """A family of models.
-
-  model_type, architecture: as config.json names them. keys: of config.json. fixed: settings that
-  all of its models have. must: keys with the one value at which the model is the one here, absent
-  or present. harmless: keys that change no logits. tensors: of its files; those of parameters that
-  a config does not have are left out. copies: tensors that a file may hold besides, of parameters
-  it has already. sinusoids: tensors that may be there, of fixed positions. unused: patterns of
-  tensors that do not enter the logits. old_names: (pattern, its replacement) of names in older
-  files. heads_divide: transformers takes no d_model that the number of heads does not divide.
-  """
-
-  model_type: str
-  architecture: str
-  keys: tuple[Key, ...]
-  fixed: dict[str, Any]
-  tensors: tuple[Tensor, ...]
-  must: dict[str, Any] = field(default_factory=dict)
-  harmless: tuple[str, ...] = ()
-  copies: tuple[Tensor, ...] = ()
-  sinusoids: tuple[str, ...] = ()
-  unused: tuple[str, ...] = ()
-  old_names: tuple[tuple[str, str], ...] = ()
-  heads_divide: bool = False
-
-
-def _dense(theirs: str, ours: str, weight: str) -> list[Tensor]:
-  """A linear layer of torch: rows are outputs, and so is the bias."""
-  rows = weight[: weight.index(')') + 1] if weight[0] == '(' else weight[0]
-  bias = Tensor(f'{theirs}.bias', ((f'{ours}_bias', rows),))
-  return [Tensor(f'{theirs}.weight', ((ours, weight),)), bias]
-
-
-def _norm(theirs: str, ours: str) -> list[Tensor]:
-  leaves = {'weight': 'scale', 'bias': 'bias'}
-  return [Tensor(f'{theirs}.{t}', ((f'{ours}/{o}', 'D'),)) for t, o in leaves.items()]
-
-
-def _table(
-  theirs: str, ours: str, layout: str = 'VD', only: Only = (), **how: bool
-) -> list[Tensor]:
-  return [Tensor(theirs, ((ours, layout),), only, **how)]
-
-
-def _attention(theirs: str, ours: str, query: str, key: str, value: str, out: str) -> list[Tensor]:
-  """theirs: a pattern with '{}' twice: for the layer, kept, and for the projection."""
-  return [
-    *_dense(theirs + query, f'{ours}/query', '(NH)D'),
-    *_dense(theirs + key, f'{ours}/key', '(KH)D'),
-    *_dense(theirs + value, f'{ours}/value', '(KW)D'),
-    *_dense(theirs + out, f'{ours}/out', 'D(NW)'),
-  ]
+from transformer.interop.layout import Tensor
 
 
 def _heads(parts: str) -> tuple[tuple[str, str], ...]:
@@ -110,61 +62,72 @@ GPT2 = Family(
     *('summary_proj_to_labels', 'summary_type', 'summary_use_proj'),
   ),
   tensors=(
-    *_table('transformer.wte.weight', 'embed/table'),
-    *_table('transformer.wpe.weight', 'positions/table', 'TD'),
-    *_norm(_GPT2 + 'ln_1', 'layers/attention_norm'),
+    *table('transformer.wte.weight', 'embed/table'),
+    *table('transformer.wpe.weight', 'positions/table', 'TD'),
+    *norm(_GPT2 + 'ln_1', 'layers/attention_norm'),
     Tensor(_GPT2 + 'attn.c_attn.weight', _heads('D')),
     Tensor(_GPT2 + 'attn.c_attn.bias', _heads('')),
-    *_table(_GPT2 + 'attn.c_proj.weight', 'layers/attention/out', '(NW)D'),
-    *_table(_GPT2 + 'attn.c_proj.bias', 'layers/attention/out_bias', 'D'),
-    *_norm(_GPT2 + 'ln_2', 'layers/ffn_norm'),
-    *_table(_GPT2 + 'mlp.c_fc.weight', 'layers/ffn/up', 'DF'),
-    *_table(_GPT2 + 'mlp.c_fc.bias', 'layers/ffn/up_bias', 'F'),
-    *_table(_GPT2 + 'mlp.c_proj.weight', 'layers/ffn/down', 'FD'),
-    *_table(_GPT2 + 'mlp.c_proj.bias', 'layers/ffn/down_bias', 'D'),
-    *_norm('transformer.ln_f', 'final_norm'),
-    *_table('lm_head.weight', 'unembed/table'),
+    *table(_GPT2 + 'attn.c_proj.weight', 'layers/attention/out', '(NW)D'),
+    *table(_GPT2 + 'attn.c_proj.bias', 'layers/attention/out_bias', 'D'),
+    *norm(_GPT2 + 'ln_2', 'layers/ffn_norm'),
+    *table(_GPT2 + 'mlp.c_fc.weight', 'layers/ffn/up', 'DF'),
+    *table(_GPT2 + 'mlp.c_fc.bias', 'layers/ffn/up_bias', 'F'),
+    *table(_GPT2 + 'mlp.c_proj.weight', 'layers/ffn/down', 'FD'),
+    *table(_GPT2 + 'mlp.c_proj.bias', 'layers/ffn/down_bias', 'D'),
+    *norm('transformer.ln_f', 'final_norm'),
+    *table('lm_head.weight', 'unembed/table'),
   ),
-  copies=(*_table('lm_head.weight', 'embed/table', only=TIED),),
+  copies=(*table('lm_head.weight', 'embed/table', only=TIED),),
   unused=(r'transformer\.h\.\d+\.attn\.(masked_)?bias',),  # the causal mask, in older files
   old_names=((r'(h\.|wte|wpe|ln_f)', r'transformer.\1'),),
 )
 
-# --- Llama (Touvron et al. 2023) and Mistral (Jiang et al. 2023).
+# --- Llama (Touvron et al. 2023), Mistral (Jiang et al. 2023) and Mixtral (Jiang et al. 2024).
 
 _LLAMA = 'model.layers.{}.'
-_LLAMA_KEYS = (
-  Key('vocab_size', 'model.vocab_size', 32000),
-  Key('hidden_size', 'model.d_model', 4096),
-  Key('num_hidden_layers', 'model.num_layers', 32),
-  Key('num_attention_heads', 'model.num_heads', 32),
-  null_is_0('head_dim', 'model.head_dim'),
-  one_of('hidden_act', 'ffn.activation', 'silu', GATED),
-  argument('rms_norm_eps', 'model.norm', 'rmsnorm', 'epsilon', 1e-6),
-  argument('rope_theta', 'model.positions', 'rotary', 'base', 10000.0),
-  Key('tie_word_embeddings', 'model.tied', False),
-)
-_LLAMA_TENSORS = (
-  *_table('model.embed_tokens.weight', 'embed/table'),
-  *_norm(_LLAMA + 'input_layernorm', 'layers/attention_norm'),
-  *_attention(_LLAMA + 'self_attn.', 'layers/attention', 'q_proj', 'k_proj', 'v_proj', 'o_proj'),
-  *_norm(_LLAMA + 'post_attention_layernorm', 'layers/ffn_norm'),
-  *_dense(_LLAMA + 'mlp.gate_proj', 'layers/ffn/gate', 'FD'),
-  *_dense(_LLAMA + 'mlp.up_proj', 'layers/ffn/up', 'FD'),
-  *_dense(_LLAMA + 'mlp.down_proj', 'layers/ffn/down', 'DF'),
-  *_norm('model.norm', 'final_norm'),
-  *_table('lm_head.weight', 'unembed/table'),
-)
-_LLAMA_REST = dict(
-  tensors=_LLAMA_TENSORS,
-  copies=(*_table('lm_head.weight', 'embed/table', only=TIED),),
-  unused=(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq',),  # in older files
+
+
+def _llama_keys(epsilon: float = 1e-6, base: float = 10000.0) -> tuple[Key, ...]:
+  return (
+    Key('vocab_size', 'model.vocab_size', 32000),
+    Key('hidden_size', 'model.d_model', 4096),
+    Key('num_hidden_layers', 'model.num_layers', 32),
+    Key('num_attention_heads', 'model.num_heads', 32),
+    null_is_0('head_dim', 'model.head_dim'),
+    one_of('hidden_act', 'ffn.activation', 'silu', GATED),
+    argument('rms_norm_eps', 'model.norm', 'rmsnorm', 'epsilon', epsilon),
+    argument('rope_theta', 'model.positions', 'rotary', 'base', base),
+    Key('tie_word_embeddings', 'model.tied', False),
+  )
+
+
+def _llama_rest(*ffn: Tensor) -> dict[str, Any]:
+  tensors = (
+    *table('model.embed_tokens.weight', 'embed/table'),
+    *norm(_LLAMA + 'input_layernorm', 'layers/attention_norm'),
+    *attention(_LLAMA + 'self_attn.', 'layers/attention', 'q_proj', 'k_proj', 'v_proj', 'o_proj'),
+    *norm(_LLAMA + 'post_attention_layernorm', 'layers/ffn_norm'),
+    *ffn,
+    *norm('model.norm', 'final_norm'),
+    *table('lm_head.weight', 'unembed/table'),
+  )
+  return dict(
+    tensors=tensors,
+    copies=(*table('lm_head.weight', 'embed/table', only=TIED),),
+    unused=(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq',),  # in older files
+  )
+
+
+_DENSE = (
+  *dense(_LLAMA + 'mlp.gate_proj', 'layers/ffn/gate', 'FD'),
+  *dense(_LLAMA + 'mlp.up_proj', 'layers/ffn/up', 'FD'),
+  *dense(_LLAMA + 'mlp.down_proj', 'layers/ffn/down', 'DF'),
 )
 LLAMA = Family(
   'llama',
   'LlamaForCausalLM',
   keys=(
-    *_LLAMA_KEYS,
+    *_llama_keys(),
     Key('intermediate_size', 'ffn.d_ff', 11008),
     null_is_0('num_key_value_heads', 'model.num_kv_heads', fill='model.num_heads'),
     Key('max_position_embeddings', 'data.seq_len', 2048),
@@ -175,21 +138,71 @@ LLAMA = Family(
   must={'rope_interleaved': False},
   harmless=(*('attention_dropout', 'is_llama_config', 'pretraining_tp', 'transformers.js_config'),),
   heads_divide=True,
-  **_LLAMA_REST,
+  **_llama_rest(*_DENSE),
+)
+_MISTRAL_KEYS = (
+  Key('intermediate_size', 'ffn.d_ff', 14336),
+  null_is_0('num_key_value_heads', 'model.num_kv_heads', 8, fill='model.num_heads'),
+  Key('max_position_embeddings', 'data.seq_len', 131072),
 )
 MISTRAL = Family(
   'mistral',
   'MistralForCausalLM',
   keys=(
-    *_LLAMA_KEYS,
-    Key('intermediate_size', 'ffn.d_ff', 14336),
-    null_is_0('num_key_value_heads', 'model.num_kv_heads', 8, fill='model.num_heads'),
-    Key('max_position_embeddings', 'data.seq_len', 131072),
+    *_llama_keys(),
+    *_MISTRAL_KEYS,
     null_is_0('sliding_window', 'model.attention_window', 4096),
   ),
   fixed={'model.embedding_scale': 'one'},
   harmless=('attention_dropout',),
-  **_LLAMA_REST,
+  **_llama_rest(*_DENSE),
+)
+
+
+def _experts(value: Any, _: dict) -> Any:
+  if value == 0:
+    raise ValueError('should be above 0')
+  return value
+
+
+def _top_k(_: Any, tree: dict) -> str:
+  """The router, of the two keys that tell it: a softmax over the chosen."""
+  k, jitter = tree['num_experts_per_tok'], tree['router_jitter_noise']
+  if k == 1:
+    raise ValueError('its one weight is always 1, so the router is never trained; 2 or more run')
+  return f'topk(k={k!r}, jitter={jitter!r})'
+
+
+def _chosen(_: str, config: Config) -> int:
+  router = routing.router(config)
+  return router.k if router.variant == 'topk' and router.renormalise else 2
+
+
+_EXPERT = _LLAMA + 'block_sparse_moe.experts.{}.'
+MIXTRAL = Family(
+  'mixtral',
+  'MixtralForCausalLM',
+  keys=(
+    *_llama_keys(epsilon=1e-5, base=1e6),
+    *_MISTRAL_KEYS,
+    null_is_0('sliding_window', 'model.attention_window'),
+    Key('num_local_experts', 'moe.experts', 8, read=_experts),
+    Key('num_experts_per_tok', 'moe.router', 2, read=_top_k, write=_chosen),
+    Key(
+      *('router_jitter_noise', 'moe.router', 0.0),
+      read=_top_k,
+      write=lambda _, config: getattr(routing.router(config), 'jitter', 0.0),
+    ),
+  ),
+  fixed={'model.embedding_scale': 'one'},
+  # Its balance loss is one of all layers and rows together: see hf.load.
+  harmless=('attention_dropout', 'output_router_logits', 'router_aux_loss_coef'),
+  **_llama_rest(
+    *table(_LLAMA + 'block_sparse_moe.gate.weight', 'layers/ffn/router', 'ED'),
+    *table(_EXPERT + 'w1.weight', 'layers/ffn/experts/gate', 'FD'),
+    *table(_EXPERT + 'w3.weight', 'layers/ffn/experts/up', 'FD'),
+    *table(_EXPERT + 'w2.weight', 'layers/ffn/experts/down', 'DF'),
+  ),
 )
 
 # --- BERT (Devlin et al. 2019), as BertForMaskedLM.
@@ -228,29 +241,29 @@ BERT = Family(
     *('pooler_num_attention_heads', 'pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type'),
   ),
   tensors=(
-    *_table('bert.embeddings.word_embeddings.weight', 'embed/table'),
-    *_table('bert.embeddings.position_embeddings.weight', 'positions/table', 'TD'),
-    *_table('bert.embeddings.token_type_embeddings.weight', 'types/table', 'AD'),
-    *_norm('bert.embeddings.LayerNorm', 'embed_norm'),
-    *_attention(
+    *table('bert.embeddings.word_embeddings.weight', 'embed/table'),
+    *table('bert.embeddings.position_embeddings.weight', 'positions/table', 'TD'),
+    *table('bert.embeddings.token_type_embeddings.weight', 'types/table', 'AD'),
+    *norm('bert.embeddings.LayerNorm', 'embed_norm'),
+    *attention(
       *(_BERT + 'attention.', 'layers/attention', 'self.query', 'self.key', 'self.value'),
       'output.dense',
     ),
-    *_norm(_BERT + 'attention.output.LayerNorm', 'layers/attention_norm'),
-    *_dense(_BERT + 'intermediate.dense', 'layers/ffn/up', 'FD'),
-    *_dense(_BERT + 'output.dense', 'layers/ffn/down', 'DF'),
-    *_norm(_BERT + 'output.LayerNorm', 'layers/ffn_norm'),
-    *_table(_HEAD + 'transform.dense.weight', 'head/transform', 'OD'),
-    *_table(_HEAD + 'transform.dense.bias', 'head/transform_bias', 'D'),
-    *_norm(_HEAD + 'transform.LayerNorm', 'head_norm'),
-    *_table(_HEAD + 'bias', 'unembed/bias', 'V', TIED),
-    *_table(_HEAD + 'decoder.bias', 'unembed/bias', 'V', UNTIED),
-    *_table(_HEAD + 'decoder.weight', 'unembed/table'),
+    *norm(_BERT + 'attention.output.LayerNorm', 'layers/attention_norm'),
+    *dense(_BERT + 'intermediate.dense', 'layers/ffn/up', 'FD'),
+    *dense(_BERT + 'output.dense', 'layers/ffn/down', 'DF'),
+    *norm(_BERT + 'output.LayerNorm', 'layers/ffn_norm'),
+    *table(_HEAD + 'transform.dense.weight', 'head/transform', 'OD'),
+    *table(_HEAD + 'transform.dense.bias', 'head/transform_bias', 'D'),
+    *norm(_HEAD + 'transform.LayerNorm', 'head_norm'),
+    *table(_HEAD + 'bias', 'unembed/bias', 'V', TIED),
+    *table(_HEAD + 'decoder.bias', 'unembed/bias', 'V', UNTIED),
+    *table(_HEAD + 'decoder.weight', 'unembed/table'),
   ),
   copies=(
-    *_table(_HEAD + 'decoder.weight', 'embed/table', only=TIED),
-    *_table(_HEAD + 'decoder.bias', 'unembed/bias', 'V', TIED),
-    *_table(_HEAD + 'bias', 'unembed/bias', 'V', UNTIED, written=True, idle=True),
+    *table(_HEAD + 'decoder.weight', 'embed/table', only=TIED),
+    *table(_HEAD + 'decoder.bias', 'unembed/bias', 'V', TIED),
+    *table(_HEAD + 'bias', 'unembed/bias', 'V', UNTIED, written=True, idle=True),
   ),
   unused=(r'bert\.pooler\.dense\.\w+', r'cls\.seq_relationship\.\w+', r'bert\.\w+\.position_ids'),
   old_names=((r'(.*LayerNorm\.)gamma', r'\1weight'), (r'(.*LayerNorm\.)beta', r'\1bias')),
@@ -272,11 +285,11 @@ def _encoder_ratio(width: Any, tree: dict) -> str:
 
 def _stack(theirs: str, ours: str) -> list[Tensor]:
   return [
-    *_attention(theirs + 'self_attn.', f'{ours}/attention', *_PROJECTIONS),
-    *_norm(theirs + 'self_attn_layer_norm', f'{ours}/attention_norm'),
-    *_dense(theirs + 'fc1', f'{ours}/ffn/up', 'FD'),
-    *_dense(theirs + 'fc2', f'{ours}/ffn/down', 'DF'),
-    *_norm(theirs + 'final_layer_norm', f'{ours}/ffn_norm'),
+    *attention(theirs + 'self_attn.', f'{ours}/attention', *_PROJECTIONS),
+    *norm(theirs + 'self_attn_layer_norm', f'{ours}/attention_norm'),
+    *dense(theirs + 'fc1', f'{ours}/ffn/up', 'FD'),
+    *dense(theirs + 'fc2', f'{ours}/ffn/down', 'DF'),
+    *norm(theirs + 'final_layer_norm', f'{ours}/ffn_norm'),
   ]
 
 
@@ -336,24 +349,24 @@ MARIAN = Family(
     'num_hidden_layers',  # encoder_layers again
   ),
   tensors=(
-    *_table('model.shared.weight', 'embed/table', 'VD', SHARED),
-    *_table(_TARGET, 'embed/table', 'VD', UNSHARED),
-    *_table(_SOURCE, 'source_embed/table'),
+    *table('model.shared.weight', 'embed/table', 'VD', SHARED),
+    *table(_TARGET, 'embed/table', 'VD', UNSHARED),
+    *table(_SOURCE, 'source_embed/table'),
     *_stack(_ENCODER, 'encoder_layers'),
     *_stack(_DECODER, 'layers'),
-    *_attention(_DECODER + 'encoder_attn.', 'layers/cross_attention', *_PROJECTIONS),
-    *_norm(_DECODER + 'encoder_attn_layer_norm', 'layers/cross_attention_norm'),
-    *_table('final_logits_bias', 'unembed/bias', '1V'),
-    *_table('lm_head.weight', 'unembed/table'),
+    *attention(_DECODER + 'encoder_attn.', 'layers/cross_attention', *_PROJECTIONS),
+    *norm(_DECODER + 'encoder_attn_layer_norm', 'layers/cross_attention_norm'),
+    *table('final_logits_bias', 'unembed/bias', '1V'),
+    *table('lm_head.weight', 'unembed/table'),
   ),
   copies=(
-    *_table(_SOURCE, 'embed/table', only=SHARED + TIED),
-    *_table(_TARGET, 'embed/table', only=SHARED + TIED),
-    *_table(_SOURCE, 'embed/table', only=SHARED + UNTIED, written=True),
-    *_table(_TARGET, 'embed/table', only=SHARED + UNTIED, written=True),
-    *_table('lm_head.weight', 'embed/table', only=TIED),
+    *table(_SOURCE, 'embed/table', only=SHARED + TIED),
+    *table(_TARGET, 'embed/table', only=SHARED + TIED),
+    *table(_SOURCE, 'embed/table', only=SHARED + UNTIED, written=True),
+    *table(_TARGET, 'embed/table', only=SHARED + UNTIED, written=True),
+    *table('lm_head.weight', 'embed/table', only=TIED),
   ),
   sinusoids=('model.encoder.embed_positions.weight', 'model.decoder.embed_positions.weight'),
 )
 
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, MISTRAL, BERT, MARIAN)}
+FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, MISTRAL, MIXTRAL, BERT, MARIAN)}

@@ -1,6 +1,6 @@
 """Checkpoints of Hugging Face's transformers: folders of config.json and safetensors.
 
-GPT-2, Llama, Mistral, BERT (BertForMaskedLM) and Marian. What each is here is in families.py.
+GPT-2, Llama, Mistral, Mixtral, BERT (BertForMaskedLM) and Marian. families.py says what each is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ def load(directory: str | Path) -> tuple[Config, dict]:
     −1 is padding, where the original has 0 in attention_mask; positions count from the first token
     that is not padding, as the original's do if given such position_ids;
     of BERT, pooler and next-sentence head are left out; no type is given: all are 0;
-    dropout is kept, but that of attention weights, which does not exist here.
+    dropout is kept, but that of attention weights, which does not exist here;
+    of Mixtral, experts are read one a tensor, as published files and save_pretrained have them;
+    its jitter here is of what the router reads, there also of what the experts do, in training;
+    router_aux_loss_coef is neither read nor written: its loss is k times moe.balance_loss's where
+    there is one layer and one row, but pools loads of layers and rows before the product, where
+    ours adds up layers. moe.balance_loss is router_aux_loss_coef · k / layers where loads agree.
   data.seq_len is the context the original was made for; data.tokenizer is the folder's
   tokenizer.json. Where there is none, data.source is of ids, with the original's end token.
 

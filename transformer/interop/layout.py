@@ -23,9 +23,10 @@ Only = tuple[tuple[str, Any], ...]  # settings, with the values at which somethi
 class Tensor:
   """A tensor of a file, and the parameters it holds.
 
-  name: with '{}' for the number of the layer. parts: (path, layout) of each parameter; several are
-  joined along the last axis. only: where it is there. Of a copy, written: transformers misses it if
-  it is not there; idle: it does not enter the logits, so its values may be others.
+  name: with '{}' for the number of the layer, and another for that of the expert. parts: (path,
+  layout) of each parameter; several are joined along the last axis. only: where it is there. Of a
+  copy, written: transformers misses it if it is not there; idle: it does not enter the logits, so
+  its values may be others.
   """
 
   name: str
@@ -62,18 +63,17 @@ def shape(layout: str, size: dict[str, int]) -> tuple[int, ...]:
 def split(
   y: np.ndarray, parts: Sequence[tuple[str, str]], sizes: dict[str, dict[str, int]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """(path, parameter of one layer) of each part of a tensor. sizes: of the letters, by path."""
+  """(path, parameter of one layer or expert) of each part. sizes: of the letters, by path."""
   widths = [shape(layout, sizes[path])[-1] for path, layout in parts]
   pieces = np.split(y, np.cumsum(widths)[:-1], axis=-1)
   for (path, layout), piece in zip(parts, pieces, strict=True):
-    yield path, from_file(piece, axes.param(path).letters, layout, sizes[path])
+    yield path, from_file(piece, _letters(path), layout, sizes[path])
 
 
 def join(arrays: Sequence[np.ndarray], parts: Sequence[tuple[str, str]]) -> np.ndarray:
-  """Inverse of `split`: the tensor of a file, of each part's parameter of one layer."""
+  """Inverse of `split`: the tensor of a file, of each part's parameter of one layer or expert."""
   pieces = [
-    to_file(x, axes.param(path).letters, layout)
-    for x, (path, layout) in zip(arrays, parts, strict=True)
+    to_file(x, _letters(path), layout) for x, (path, layout) in zip(arrays, parts, strict=True)
   ]
   return np.ascontiguousarray(np.concatenate(pieces, axis=-1))
 
@@ -84,3 +84,8 @@ def joined_shape(
   """The shape of a tensor of these parts."""
   shapes = [shape(layout, sizes[path]) for path, layout in parts]
   return *shapes[0][:-1], sum(s[-1] for s in shapes)
+
+
+def _letters(path: str) -> str:
+  """Those of one layer's parameter, of one expert's."""
+  return axes.letters(path).removeprefix(axes.stack_of(path))

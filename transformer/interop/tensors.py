@@ -13,7 +13,7 @@ from transformer import axes, count
 from transformer.config import Config
 from transformer.errors import UserError
 from transformer.interop import layout, shards
-from transformer.interop.families import Family
+from transformer.interop.family import Family
 
 
 def read_params(path: Path, family: Family, config: Config) -> dict:
@@ -25,16 +25,16 @@ def read_params(path: Path, family: Family, config: Config) -> dict:
   shapes, found = count.shapes(config), {}
   entries = list(_present(family.tensors, config))
   for entry in entries:
-    for _, name in _layers(entry, shapes):
+    for _, name in _each(entry, shapes):
       if name not in tensors:
         raise UserError(f'{path}: tensor {name} is missing')
   for entry in entries:
     sizes = _sizes(entry, shapes)
     found |= {parameter: np.empty(shapes[parameter], np.float32) for parameter in entry.paths}
-    for layer, name in _layers(entry, shapes):
+    for index, name in _each(entry, shapes):
       y = _load(path, name, tensors.pop(name), layout.joined_shape(entry.parts, sizes))
       for parameter, x in layout.split(y, entry.parts, sizes):
-        found[parameter][... if layer is None else layer] = x
+        found[parameter][index] = x
   _check_rest(path, family, config, tensors, found)
   return _nested({name: found[name] for name in shapes})
 
@@ -54,8 +54,8 @@ def write_params(
   flat = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()} | flat
   copies = tuple(copy for copy in family.copies if copy.written)
   for entry in _present((*family.tensors, *copies), wider):
-    for layer, name in _layers(entry, shapes):
-      arrays = [flat[path][... if layer is None else layer] for path in entry.paths]
+    for index, name in _each(entry, shapes):
+      arrays = [flat[path][index] for path in entry.paths]
       found[name] = layout.join(arrays, entry.parts)
   return found
 
@@ -112,13 +112,11 @@ def _present(entries: tuple[layout.Tensor, ...], config: Config) -> Iterator[lay
       yield entry
 
 
-def _layers(entry: layout.Tensor, shapes: dict) -> Iterator[tuple[int | None, str]]:
-  """(layer, name) of each tensor of an entry; layer None where it belongs to none."""
-  if '{}' not in entry.name:
-    yield None, entry.name
-    return
-  for layer in range(shapes[entry.paths[0]][0]):
-    yield layer, entry.name.format(layer)
+def _each(entry: layout.Tensor, shapes: dict) -> Iterator[tuple[tuple[int, ...], str]]:
+  """(index, name) of each tensor of an entry. index: of its layer and expert, if it has them."""
+  first = entry.paths[0]
+  for index in np.ndindex(shapes[first][: len(axes.stack_of(first))]):
+    yield index, entry.name.format(*index)
 
 
 def _sizes(entry: layout.Tensor, shapes: dict) -> dict[str, dict[str, int]]:
