@@ -57,14 +57,6 @@ def environment(**more: str) -> dict[str, str]:
   return env | more
 
 
-def keep_programs(folder: Path) -> dict[str, str]:
-  """What makes a process keep compiled programs in `folder`, and take them from there."""
-  return {
-    'JAX_COMPILATION_CACHE_DIR': str(folder),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-  }
-
-
 def flags(settings: dict) -> list[str]:
   """Settings as they are written on a command line."""
   return [f'--{name}={value}' for name, value in settings.items()]
@@ -95,13 +87,9 @@ def cell(name: str, **changes: object) -> Cell:
   return Cell(name, config.ffn.activation, config)
 
 
-def start_worker(
-  workdir: Path, *cells: Cell, pace: float = 0.0, programs: Path | None = None
-) -> subprocess.Popen:
-  """Starts a worker on cells. programs: a folder that keeps compiled programs for the next one."""
+def start_worker(workdir: Path, *cells: Cell, pace: float = 0.0) -> subprocess.Popen:
+  """Starts a worker on cells."""
   env = environment(PACE=str(pace))
-  if programs:
-    env |= keep_programs(programs)
   for c in cells:
     write_config(c, workdir)
   command = [sys.executable, '-c', WORKER, f'--workdir={workdir}', '--cells']

@@ -33,6 +33,8 @@ CHOSEN = [{'id': 7, 'text': ' the', 'count': 40, 'lift': 3.96}, {'id': 9, 'count
 def write(path, variants=ROUTERS, layers=2, many=4, ahead=('expert_choice',), **options):
   """A folder whose cells have `many` experts in each layer, evenly used at last but for seed 0."""
   shapes = {v: {'active_params': 200_000, 'looks_ahead': v in ahead} for v in variants}
+  for v in variants:
+    shapes[v] |= {'experts': 0 if v == 'dense' else many, 'experts_per_token': 2}
   told = dict(variable='moe.router', baseline='topk', settings={'moe.experts': many}, shapes=shapes)
   folder = write_folder(path, variants, name='moe_routing', **told | options)
   for cell in folder.glob('cells/*'):
@@ -180,7 +182,7 @@ def test_active_parameters_stand_beside_all_and_the_sentence_tells_experts(found
   headings = [c.heading for c in table.columns(found)]
   assert headings[1:3] == ['parameters', 'active']
   assert table.columns(found)[2].show(found.variants[0]) == '200,000'
-  assert 'context 64, 4 experts, ' in verdict.sentences(found)[0]
+  assert 'context 64, 4 experts, 2 a token, ' in verdict.sentences(found)[0]
   old = load(write_folder(tmp_path / 'old'))  # of a time before there were experts
   assert 'active' not in [c.heading for c in table.columns(old)]
   assert 'experts' not in report.markdown(old, []) + page.html(old, [])

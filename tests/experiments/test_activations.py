@@ -8,7 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.processes import TINY, flags, keep_programs, read, run, start, until
+from tests.processes import TINY, flags, read, run, start, until
 
 STEPS = 8
 SETTINGS = TINY | {
@@ -63,10 +63,9 @@ def test_interrupted_continued_repeated_rebuilt_and_redone(tmp_path: Path) -> No
   settings = SETTINGS | _corpus(tmp_path / 'corpus')
   args = ['--vary=relu,swiglu,identity', '--seeds=0..1', f'--workdir={workdir}', *flags(settings)]
   module = 'experiments.activations'
-  env = keep_programs(tmp_path / 'programs')
 
   # Ctrl-C once something is done.
-  process = start(module, *args, **env)
+  process = start(module, *args)
   until(lambda: _done(workdir), process)
   assert process.poll() is None
   process.send_signal(signal.SIGINT)
@@ -83,7 +82,7 @@ def test_interrupted_continued_repeated_rebuilt_and_redone(tmp_path: Path) -> No
   assert 'Unfinished cells' in (workdir / 'report.md').read_text()
 
   # The same command continues, and recomputes nothing.
-  ended = _succeeds(module, *args, **env)
+  ended = _succeeds(module, *args)
   after = _done(workdir)
   assert after.keys() == NAMES
   assert {name: after[name] for name in before} == before
@@ -98,7 +97,7 @@ def test_interrupted_continued_repeated_rebuilt_and_redone(tmp_path: Path) -> No
 
   # Once more: nothing to train.
   started = _started(workdir)
-  ended = _succeeds(module, *args, **env)
+  ended = _succeeds(module, *args)
   assert (_done(workdir), _started(workdir)) == (after, started)
   assert ended.stderr == ''
   assert 'swiglu' in ended.stdout
@@ -127,9 +126,9 @@ def test_interrupted_continued_repeated_rebuilt_and_redone(tmp_path: Path) -> No
     f'error: {workdir}: 1 of 6 cells are done or begun, but by other code or from other data than '
     'now; --recompute runs them again, --accept_stale keeps them\n'
   )
-  _succeeds(module, *args, '--accept_stale', **env)
+  _succeeds(module, *args, '--accept_stale')
   assert _done(workdir) == old
-  ended = _succeeds(module, *args, '--recompute', **env)
+  ended = _succeeds(module, *args, '--recompute')
   new = _done(workdir)
   assert {name for name in new if new[name] != old[name]} == {'relu-seed0'}
   assert read(path)['code'] != '0' * 16
@@ -148,11 +147,10 @@ def test_a_cell_begun_on_other_data_is_redone_when_asked(tmp_path: Path) -> None
   settings = SETTINGS | _corpus(tmp_path / 'corpus')
   settings |= {'train.steps': 2000, 'train.checkpoint_every': 5, 'train.eval_every': 2000}
   args = [f'--workdir={workdir}', *flags(settings)]
-  env = keep_programs(tmp_path / 'programs')
 
   def stop_once_saved(*more: str) -> None:
     was = made_from()
-    process = start('experiments.train', *args, *more, **env)
+    process = start('experiments.train', *args, *more)
     until(lambda: made_from() not in ('', was) and saved(), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -174,7 +172,7 @@ def test_a_cell_begun_on_other_data_is_redone_when_asked(tmp_path: Path) -> None
     f'error: {workdir}: 1 of 1 cells are done or begun, but by other code or from other data than '
     'now; --recompute runs them again, --accept_stale keeps them\n',
   )
-  ended = run('experiments.train', *args, '--accept_stale', **env)  # half of each cannot be
+  ended = run('experiments.train', *args, '--accept_stale')  # half of each cannot be
   assert ended.returncode == 2
   last = ended.stderr.splitlines()[-1]
   assert last.startswith('error: ')

@@ -9,7 +9,7 @@ import pytest
 from experiments.plan import Experiment
 from tests.battery import tiny
 from tests.experiments.planned import column, plan, refusal, spread
-from tests.processes import TINY, flags, keep_programs, read, run
+from tests.processes import TINY, flags, read, run
 from transformer import count, spec
 from transformer.config import Config
 
@@ -113,11 +113,10 @@ def test_cells_of_other_batches_share_no_reference_and_each_has_its_own_data(
   workdir = tmp_path / 'run'
   settings = {k: v for k, v in TINY.items() if k != 'data.batch_size'} | {'train.steps': 4}
   args = [f'--workdir={workdir}', '--setting=data.batch_size', '--seeds=0', *flags(settings)]
-  env = keep_programs(tmp_path / 'programs')
-  ended = run('experiments.compare', *args, '--vary=4', **env)
+  ended = run('experiments.compare', *args, '--vary=4')
   assert ended.returncode == 0, ended.stderr
   assert (workdir / 'references.json').exists()
-  ended = run('experiments.compare', *args, '--vary=4,8', **env)  # a value more, in the same folder
+  ended = run('experiments.compare', *args, '--vary=4,8')  # a value more, in the same folder
   assert ended.returncode == 0, ended.stderr
   assert not (workdir / 'references.json').exists()
   record = read(workdir / 'experiment.json')

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.experiments.planned import column, plan, refusal
-from tests.processes import TINY, flags, keep_programs, run
+from tests.processes import TINY, flags, run
 
 
 def test_mixtures_have_equal_active_parameters_and_each_control_its_own_match() -> None:
@@ -115,7 +115,7 @@ def test_from_flags_to_a_report(tmp_path: Path) -> None:
   workdir = tmp_path / 'run'
   told = TINY | {'moe.experts': 4, 'ffn.ratio': 2.0, 'train.steps': 4, 'seeds': '0,1'}
   args = [*flags(told | {'vary': 'dense:active;topk/capacity'}), f'--workdir={workdir}']
-  ended = run('experiments.moe_routing', *args, **keep_programs(tmp_path / 'programs'))
+  ended = run('experiments.moe_routing', *args)
   assert ended.returncode == 0, ended.stderr
   record = json.loads((workdir / 'experiment.json').read_text())
   dense, routed = record['cells'][0], record['cells'][2]

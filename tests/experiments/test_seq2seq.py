@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.experiments.planned import column, plan, refusal, spread
-from tests.processes import flags, keep_programs, read, run
+from tests.processes import flags, read, run
 
 
 def test_a_side_that_is_named_pays_for_its_own_gate() -> None:
@@ -150,7 +150,7 @@ def test_from_a_file_of_pairs_to_a_report(tmp_path: Path) -> None:
   pairs.write_text(''.join(f'<{k:02}>\t{k % 7}|{k:02}\n' for k in range(60)))
   told = SETTINGS | {'data.source': f'pairs:{pairs}', 'vary': 'relu;encoder:swiglu'}
   args = [*flags(told), f'--workdir={workdir}']
-  ended = run('experiments.seq2seq', *args, **keep_programs(tmp_path / 'programs'))
+  ended = run('experiments.seq2seq', *args)
   assert ended.returncode == 0, ended.stderr
   cells = sorted((workdir / 'cells').iterdir())
   assert len(cells) == 4
