@@ -143,18 +143,19 @@ def poke(tree: Any, path: str, amount: float = 0.5) -> Any:
     leaf.flat[0] += amount
     return leaf
 
-  return _changed(tree, path, first)
+  return changed(tree, path, first)
 
 
 def stir(tree: Any, path: str) -> Any:
   """A copy in which noise is added to one leaf: no unit of a relu that is dead hides it."""
-  return _changed(tree, path, lambda leaf: jiggle(leaf, scale=0.5, seed=1))  # 0 drew `weights`
+  return changed(tree, path, lambda leaf: jiggle(leaf, scale=0.5, seed=1))  # 0 drew `weights`
 
 
-def _changed(tree: Any, path: str, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+def changed(tree: Any, path: str, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+  """A copy of a nested dictionary of arrays in which one leaf is what `change` makes of it."""
   head, _, rest = path.partition('/')
   if rest:
-    return tree | {head: _changed(tree[head], rest, change)}
+    return tree | {head: changed(tree[head], rest, change)}
   return tree | {head: change(np.array(tree[head]))}
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from transformer import axes, spec
@@ -44,22 +45,23 @@ def width_step(config: Config) -> int:
 
 def group_length(config: Config, length: int) -> int:
   """Tokens T of a routing group in sequences of `length`: what divides them of moe.group_size."""
-  return math.gcd(config.moe.group_size, length) or length
+  return math.gcd(config.moe.group_size, length)
 
 
 def capacity(config: Config, length: int, training: bool) -> int:
   """Places C of each expert for a group of `length` tokens: ⌊factor · k · T / E⌋.
 
-  Fedus et al. 2022, eq. 3. Of expert choice and of soft routing the router's own.
+  Fedus et al. 2022, eq. 3. Of expert choice and of soft routing the router's own. A factor counts
+  as it is written: as binary numbers 1.15 · 100 is less than 115.
   """
   variant, moe = router(config), config.moe
   if variant.decision == 'soft':
     return variant.slots or max(1, length // experts(config))
   if variant.decision == 'expert':
-    share = variant.factor * moe.granularity
+    share = Fraction(str(variant.factor)) * moe.granularity
   else:
     factor = moe.capacity_factor if training else moe.eval_capacity_factor
-    share = factor * choices(config)
+    share = Fraction(str(factor)) * choices(config)
   return min(length, int(share * length / experts(config)))
 
 
