@@ -101,10 +101,12 @@ def rows(config: Config, seed: int = 0, padding: bool = False) -> np.ndarray:
 def weights(config: Config) -> dict:
   """A nested tree of parameters near those a run begins at, with nothing at 0 or 1.
 
+  What routers keep is among them.
+
   Drawn by NumPy: to initialise a model takes longer to compile than to run it.
   """
   rng, tree = np.random.default_rng(0), {}
-  for path, shape in count.shapes(config).items():
+  for path, shape in (count.shapes(config) | count.kept(config)).items():
     rule, letters = axes.param(path), axes.letters(path)
     fan_in = prod(n for c, n in zip(letters, shape, strict=True) if c in rule.fan_in)
     begin, size = (0.0, fan_in**-0.5) if rule.init == 'normal' else (rule.init, 0.2)

@@ -108,7 +108,11 @@ def test_ways_of_writing(slot, text, canonical):
     ('model.positions', 'rotary(base="x")', "base: 'x' should be of type float"),
     ('model.positions', 'rotary(base=None)', 'base: None should be of type float'),
     ('model.positions', 'rotary(base=1e999)', 'base: inf is not a number to run with'),
-    ('moe.router', 'topk(score=relu)', "score: no choice 'relu'; choose from after, sigmoid, softmax"),
+    (
+      'moe.router',
+      'topk(score=relu)',
+      "score: no choice 'relu'; choose from after, sigmoid, softmax",
+    ),
     ('moe.router', 'topk(score=1)', 'score: 1 should be of type str'),
     ('moe.router', 'topk(k=after)', 'expected name or name(argument=value), with literal values'),
     ('data.tokenizer', 'bpe(True)', 'vocab_size: True should be of type int'),

@@ -77,10 +77,7 @@ class MoE(nn.Module):
       y_BTD += feed_forward(c, self.group, **wide, name='shared')(x_BTD, noise_B)[0]
     keep(self, 'diagnostics', 'routing', routed.decision)
     return shard(y_BTD, 'BTD'), Aux(
-      {
-        name: _of_rows(seen, LOSSES[name](seen, routed), B)
-        for name in routing.router(c).losses
-      },
+      {name: _of_rows(seen, LOSSES[name](seen, routed), B) for name in routing.router(c).losses},
       sums(seen, routed, moved.dropped),
     )
 

@@ -154,6 +154,12 @@ def _check_router(config: Config) -> None:
     raise UserError(
       f'--moe.router={moe.router}: k={variant.k} is above --moe.experts={moe.experts}; lower it'
     )
+  always_1 = getattr(variant, 'renormalise', False) or getattr(variant, 'score', '') == 'after'
+  if variant.weights.get('router') and always_1 and choices(config) == 1:
+    raise UserError(
+      f'--moe.router={moe.router}: the one weight is always 1, so the router learns nothing; take '
+      f'switch, or {variant.variant}(k=1, renormalise=False)'
+    )
   if variant.decision == 'soft' and config.ffn.dropout:
     raise UserError(
       '--ffn.dropout: is of tokens, and slots of --moe.router=soft are none; use --model.dropout'
