@@ -1,4 +1,4 @@
-"""Oracle of a mixture of experts, in plain NumPy and float64: loops over groups, tokens, choices."""
+"""Oracle of a mixture of experts, NumPy in float64: loops over groups, tokens and choices."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ from transformer.config import Config, routing
 from transformer.ffn import FFN
 
 ROUTERS = list(spec.variants('moe.router'))
-MOVERS = ['dense', 'dropless', 'capacity', 'expert_parallel']
-PRIORITIES = ['capacity(priority=choice)', 'capacity(priority=score)']
+MOVERS = ['dense', 'dropless', 'capacity']
+# On one device expert_parallel is capacity: with each kind of decision once.
+MORE = ['capacity(priority=choice)', 'capacity(priority=score)', 'expert_parallel']
 FEW = {'moe.capacity_factor': 0.8}  # so that some choices find no place
 SIGMOID = 'topk(score=sigmoid, renormalise=False)'
 MOVED = [*(battery.texts('moe.router', name)[-1] for name in ROUTERS if name != 'dense'), SIGMOID]
@@ -37,10 +38,11 @@ def fitting(routers: list[str], movers: list[str]) -> list[tuple[str, str]]:
   return [pair for pair in itertools.product(routers, movers) if fits(*pair)]
 
 
-PAIRS = fitting(ROUTERS, MOVERS) + fitting(['topk'], PRIORITIES)
-TURNS = [fitting([text], PRIORITIES + MOVERS) for text in MOVED]
+PAIRS = fitting(ROUTERS, MOVERS) + fitting(['topk'], MORE)
+PAIRS += fitting(['expert_choice', 'soft'], ['expert_parallel'])
+TURNS = [fitting([text], MORE + MOVERS) for text in MOVED]
 OTHERS = [pairs[i % len(pairs)] for i, pairs in enumerate(TURNS)]
-WHOLE = [p for p in fitting(ROUTERS + MOVED, MOVERS + PRIORITIES) if p not in PAIRS + OTHERS]
+WHOLE = [p for p in fitting(ROUTERS + MOVED, MOVERS + MORE) if p not in PAIRS + OTHERS]
 
 
 def check(router: str, mover: str, **changes: object) -> None:
@@ -235,7 +237,6 @@ def test_training_has_the_capacity_of_training():
 
 
 ACTIVATIONS = [*spec.variants('ffn.activation'), 'product(leaky_relu(0.1), prelu)']
-DEEP = {'ffn.bias': True, 'ffn.hidden_layers': 2}
 
 
 @functools.cache
@@ -247,36 +248,42 @@ def forward(config: Config):
 
 @pytest.mark.parametrize('activation', ACTIVATIONS)
 def test_every_activation_in_experts(activation):
-  """With biases and three layers."""
-  config = config_of('hash', 'dropless', **DEEP, **{'ffn.activation': activation})
+  config = activated(activation, **{'ffn.bias': True})
   weights, expected = weights_of(config), oracle(config).y_BTD
   size = max(1.0, np.max(np.abs(expected)))
   np.testing.assert_allclose(forward(config)(weights, X), expected, atol=2e-5 * size)
   for path in battery.flat(weights):  # negative control
     other = forward(config)(battery.stir(weights, path), X)
-    assert np.max(np.abs(other - expected)) > 1e-3 * size, path
+    assert np.max(np.abs(other - expected)) > 4e-4 * size, path
 
 
-def check_slopes(activation: str) -> None:
-  config = config_of('hash', 'dropless', **DEEP, **{'ffn.activation': activation})
-  experts.check_gradient(config, run(config))
+def activated(activation: str, **changes: object) -> Config:
+  return config_of('hash', 'dropless', **changes, **{'ffn.activation': activation})
+
+
+def check_deep(activation: str) -> None:
+  """Three layers with biases; rows that no token fills do no harm to the gradient."""
+  config = activated(activation, **{'ffn.bias': True, 'ffn.hidden_layers': 2})
+  got = run(config)
+  experts.check_value(oracle(config), got)
+  experts.check_gradient(config, got)
 
 
 @pytest.mark.parametrize('activation', ['gelu', 'product(leaky_relu(0.1), prelu)'])
-def test_gradient_of_activations_in_experts(activation):
-  """Rows that no token fills do no harm to it."""
-  check_slopes(activation)
+def test_three_layers_and_the_gradient_of_activations_in_experts(activation):
+  check_deep(activation)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize('activation', ACTIVATIONS)
-def test_gradient_of_every_activation_in_experts(activation):
-  check_slopes(activation)
+def test_three_layers_and_the_gradient_of_every_activation_in_experts(activation):
+  check_deep(activation)
 
 
-@pytest.mark.parametrize(
-  ('router', 'mover'), [*zip(ROUTERS, ['auto'] * 8, strict=True), *PAIRS[:4]]
-)
+HALF = [*fitting(['topk'], MOVERS), ('expert_choice', 'dense'), ('soft', 'capacity')]
+
+
+@pytest.mark.parametrize(('router', 'mover'), HALF)
 def test_bfloat16_computes_in_bfloat16(router, mover):
   """But for scores: the same experts are chosen."""
   config = config_of(router, mover, **FEW)

@@ -95,7 +95,7 @@ def test_the_sizes_of_groups_are_not_compiled_in():
 
 @pytest.mark.parametrize('name', ['looped', 'ragged'])
 def test_at_the_size_of_a_run(name):
-  """4096 rows, 8 experts, 64 -> 128, blocks of 128; against the reference, at float32's precision."""
+  """4096 rows, 8 experts, 64 -> 128, blocks of 128; against the reference, in float32."""
   counts = [700, 0, 1, 512, 900, 384, 1100, 499]
   block = block_rows(4096, 8)
   assert block == 128 and sum(counts) == 4096
