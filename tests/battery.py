@@ -101,10 +101,12 @@ def rows(config: Config, seed: int = 0, padding: bool = False) -> np.ndarray:
 def weights(config: Config) -> dict:
   """A nested tree of parameters near those a run begins at, with nothing at 0 or 1.
 
+  What routers keep is among them.
+
   Drawn by NumPy: to initialise a model takes longer to compile than to run it.
   """
   rng, tree = np.random.default_rng(0), {}
-  for path, shape in count.shapes(config).items():
+  for path, shape in (count.shapes(config) | count.kept(config)).items():
     rule, letters = axes.param(path), axes.letters(path)
     fan_in = prod(n for c, n in zip(letters, shape, strict=True) if c in rule.fan_in)
     begin, size = (0.0, fan_in**-0.5) if rule.init == 'normal' else (rule.init, 0.2)
@@ -143,18 +145,19 @@ def poke(tree: Any, path: str, amount: float = 0.5) -> Any:
     leaf.flat[0] += amount
     return leaf
 
-  return _changed(tree, path, first)
+  return changed(tree, path, first)
 
 
 def stir(tree: Any, path: str) -> Any:
   """A copy in which noise is added to one leaf: no unit of a relu that is dead hides it."""
-  return _changed(tree, path, lambda leaf: jiggle(leaf, scale=0.5, seed=1))  # 0 drew `weights`
+  return changed(tree, path, lambda leaf: jiggle(leaf, scale=0.5, seed=1))  # 0 drew `weights`
 
 
-def _changed(tree: Any, path: str, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+def changed(tree: Any, path: str, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+  """A copy of a nested dictionary of arrays in which one leaf is what `change` makes of it."""
   head, _, rest = path.partition('/')
   if rest:
-    return tree | {head: _changed(tree[head], rest, change)}
+    return tree | {head: changed(tree[head], rest, change)}
   return tree | {head: change(np.array(tree[head]))}
 
 

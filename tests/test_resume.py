@@ -63,9 +63,9 @@ def _assert_same(folder: Path, undisturbed: Path) -> None:
 def test_a_run_disturbed_at_every_kind_of_moment(tmp_path: Path) -> None:
   # Undisturbed, it even comes second to a run that shares its program but none of its numbers.
   other = cell('other', **SYNTHETIC | {'seed': 7, 'optim.learning_rate': 0.01, 'train.steps': 9})
-  c, programs = cell('synthetic', **SYNTHETIC), tmp_path / 'programs'
+  c = cell('synthetic', **SYNTHETIC)
   (tmp_path / 'undisturbed').mkdir()
-  process = start_worker(tmp_path / 'undisturbed', other, c, programs=programs)
+  process = start_worker(tmp_path / 'undisturbed', other, c)
   assert process.wait(timeout=120) == 0
   undisturbed, folder = c.folder(tmp_path / 'undisturbed'), c.folder(tmp_path)
   with pytest.raises(AssertionError):  # so the comparison can fail
@@ -73,7 +73,7 @@ def test_a_run_disturbed_at_every_kind_of_moment(tmp_path: Path) -> None:
 
   def sitting() -> subprocess.Popen:
     (folder / 'heartbeat.json').unlink(missing_ok=True)  # the last sitting's
-    return start_worker(tmp_path, c, pace=PACE, programs=programs)
+    return start_worker(tmp_path, c, pace=PACE)
 
   # Training, before the first checkpoint (on a very slow machine, soon after it).
   _kill_when(lambda: rows(folder), sitting())
@@ -96,7 +96,7 @@ def test_a_run_disturbed_at_every_kind_of_moment(tmp_path: Path) -> None:
   # After the last checkpoint, before the result.
   _kill_when(lambda: 60 in saved_steps(folder), sitting())
   assert not (folder / 'done.json').exists()
-  assert start_worker(tmp_path, c, programs=programs).wait(timeout=60) == 0
+  assert start_worker(tmp_path, c).wait(timeout=60) == 0
   _assert_same(folder, undisturbed)
 
 
@@ -107,15 +107,15 @@ def test_a_run_on_text_killed_at_random_steps(tmp_path: Path) -> None:
     lines = (' '.join(chance.choices(words, k=8)) for _ in range(40))
     (tmp_path / f'{k}.txt').write_text('\n'.join(lines))
   text = {'data.source': f'text:{tmp_path}/*.txt', 'data.cache': str(tmp_path / 'cache')}
-  c, programs = cell('text', **TEXT | text), tmp_path / 'programs'
+  c = cell('text', **TEXT | text)
   (tmp_path / 'undisturbed').mkdir()
-  process = start_worker(tmp_path / 'undisturbed', c, programs=programs)
+  process = start_worker(tmp_path / 'undisturbed', c)
   assert process.wait(timeout=120) == 0
   folder = c.folder(tmp_path)
   for low, high in ((1, 3), (4, 9)):
     row = 4 * random.randint(low, high)
     print('killed once row', row, 'is written')
-    process = start_worker(tmp_path, c, pace=PACE, programs=programs)
+    process = start_worker(tmp_path, c, pace=PACE)
     _kill_when(lambda: any(r['step'] >= row for r in rows(folder)), process)  # noqa: B023
   # Compiled anew: what a run continues with is not the very same program.
   assert start_worker(tmp_path, c).wait(timeout=60) == 0

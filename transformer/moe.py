@@ -77,10 +77,7 @@ class MoE(nn.Module):
       y_BTD += feed_forward(c, self.group, **wide, name='shared')(x_BTD, noise_B)[0]
     keep(self, 'diagnostics', 'routing', routed.decision)
     return shard(y_BTD, 'BTD'), Aux(
-      {
-        name: LOSSES[name](seen, routed).reshape(B, -1).mean(axis=1)
-        for name in routing.router(c).losses
-      },
+      {name: _of_rows(seen, LOSSES[name](seen, routed), B) for name in routing.router(c).losses},
       sums(seen, routed, moved.dropped),
     )
 
@@ -170,6 +167,13 @@ def _load(seen: Tokens, routed: Routing) -> jax.Array:
     ]
     return jnp.sum(on_GECT.astype(jnp.float32), axis=2).swapaxes(1, 2)
   return routed.probs_GTE * seen.present_GT[..., None]
+
+
+def _of_rows(seen: Tokens, loss_G: jax.Array, rows: int) -> jax.Array:
+  """(B,): the mean over a row's groups, each weighed by its tokens that are not padding."""
+  tokens_BG = jnp.sum(seen.present_GT.astype(jnp.float32), axis=1).reshape(rows, -1)
+  total_B = jnp.sum(loss_G.reshape(rows, -1) * tokens_BG, axis=1)
+  return total_B / jnp.maximum(jnp.sum(tokens_BG, axis=1), 1.0)
 
 
 def _mean(seen: Tokens, z_GTE: jax.Array) -> jax.Array:

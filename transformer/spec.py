@@ -98,7 +98,10 @@ def parse(slot: str, text: str) -> typing.Any:
 
 
 def _argument(slot: str, text: str, field: dataclasses.Field, node: ast.expr) -> typing.Any:
-  """The value of one argument; of one that is itself a variant, its shortest text."""
+  """The value of one argument; of one that is itself a variant, its shortest text.
+
+  A choice among words may come without quotes.
+  """
   inner = field.metadata.get('slot')
   try:
     if field.metadata.get('choices') and isinstance(node, ast.Name):
@@ -126,7 +129,8 @@ def canonical(variant: typing.Any) -> str:
 
 
 def _shown(field: dataclasses.Field, value: typing.Any) -> str:
-  return value if field.metadata.get('slot') else repr(value)
+  bare = field.metadata.get('slot') or field.metadata.get('choices')
+  return str(value) if bare else repr(value)
 
 
 def usage(declaration: type) -> str:

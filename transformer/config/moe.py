@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from transformer import spec
 from transformer.config.settings import setting
-from transformer.errors import UserError
 from transformer.spec import declare
 
 
@@ -60,13 +58,6 @@ class TopK(Router):
   renormalise: bool = setting(True, 'weights of the chosen add up to 1')
   jitter: float = _jitter()
 
-  def __post_init__(self):
-    if self.k == 1 and (self.renormalise or self.score == 'after'):
-      raise UserError(
-        f'--moe.router={spec.canonical(self)}: the one weight is always 1, so the router learns '
-        'nothing; take switch, or topk(k=1, renormalise=False)'
-      )
-
 
 @declare('moe.router', 'switch')
 class Switch(Router):
@@ -97,8 +88,6 @@ class Bias(Router):
   jitter: float = _jitter()
   weights: ClassVar[dict[str, bool]] = {'router': True, 'router_bias': False}
   losses: ClassVar[tuple[str, ...]] = ('z',)
-
-  __post_init__ = TopK.__post_init__
 
 
 @declare('moe.router', 'random')

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from transformer import axes, spec
@@ -50,22 +51,23 @@ def width_step(config: Config) -> int:
 
 def group_length(config: Config, length: int) -> int:
   """Tokens T of a routing group in sequences of `length`: what divides them of moe.group_size."""
-  return math.gcd(config.moe.group_size, length) or length
+  return math.gcd(config.moe.group_size, length)
 
 
 def capacity(config: Config, length: int, training: bool) -> int:
   """Places C of each expert for a group of `length` tokens: ⌊factor · k · T / E⌋.
 
-  Fedus et al. 2022, eq. 3. Of expert choice and of soft routing the router's own.
+  Fedus et al. 2022, eq. 3. Of expert choice and of soft routing the router's own. A factor counts
+  as it is written: as binary numbers 1.15 · 100 is less than 115.
   """
   variant, moe = router(config), config.moe
   if variant.decision == 'soft':
     return variant.slots or max(1, length // experts(config))
   if variant.decision == 'expert':
-    share = variant.factor * moe.granularity
+    share = Fraction(str(variant.factor)) * moe.granularity
   else:
     factor = moe.capacity_factor if training else moe.eval_capacity_factor
-    share = factor * choices(config)
+    share = Fraction(str(factor)) * choices(config)
   return min(length, int(share * length / experts(config)))
 
 
@@ -157,6 +159,12 @@ def _check_router(config: Config) -> None:
   if variant.decision == 'token' and choices(config) > experts(config):
     raise UserError(
       f'--moe.router={moe.router}: k={variant.k} is above --moe.experts={moe.experts}; lower it'
+    )
+  always_1 = getattr(variant, 'renormalise', False) or getattr(variant, 'score', '') == 'after'
+  if variant.weights.get('router') and always_1 and choices(config) == 1:
+    raise UserError(
+      f'--moe.router={moe.router}: the one weight is always 1, so the router learns nothing; take '
+      f'switch, or {variant.variant}(k=1, renormalise=False)'
     )
   if variant.decision == 'soft' and config.ffn.dropout:
     raise UserError(
