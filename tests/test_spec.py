@@ -82,8 +82,8 @@ def test_slots_are_settings_and_defaults_are_variants():
     ('data.source', "text('a b.txt')", 'text:a b.txt'),
     ('data.source', 'text(glob="a:b")', 'text:a:b'),
     ('data.source', 'tfds:wikipedia/20230601.en', 'tfds:wikipedia/20230601.en'),
-    ('moe.dispatch', 'capacity(priority=choice)', "capacity(priority='choice')"),  # of choices
-    ('moe.router', 'topk(4, "after")', "topk(k=4, score='after')"),
+    ('moe.dispatch', 'capacity(priority=choice)', 'capacity(priority=choice)'),  # of choices
+    ('moe.router', 'topk(4, "after")', 'topk(k=4, score=after)'),
   ],
 )
 def test_ways_of_writing(slot, text, canonical):
