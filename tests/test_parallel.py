@@ -20,6 +20,7 @@ LAYOUTS = {
   'data:4,fsdp:2': {'parallel.mesh': 'data:4,fsdp:2'},
   'data:2,fsdp:2,tensor:2': {'parallel.mesh': 'data:2,fsdp:2,tensor:2'},
   'fsdp:8': {'parallel.mesh': 'fsdp:8'},
+  'expert:2': {'parallel.mesh': 'data:2,fsdp:2,expert:2', 'moe.dispatch': 'expert_parallel'},
 }
 # Devices hold from no target at all to two full rows; noise and micro-batches are in it too.
 # eps keeps Adam from turning the rounding of a gradient near 0 into a whole step.
@@ -77,11 +78,34 @@ CELLS = {  # other models, on fewer layouts
     'ffn.encoder_activation': 'relu',
     'data.source_len': 6,
   },
+  'experts': {  # with jitter, and too few places
+    'model.num_heads': 0,
+    'model.positions': 'none',
+    'moe.experts': 4,
+    'moe.router': 'bias(jitter=0.2, rate=0.01)',
+    'moe.dispatch': 'capacity',
+    'moe.capacity_factor': 0.75,
+    'moe.group_size': 4,
+    'moe.shared_experts': 1,
+    'moe.z_loss': 0.01,
+    'ffn.bias': True,
+    'ffn.dropout': 0.2,
+  },
+  'dropless': {
+    'model.num_heads': 0,
+    'model.positions': 'none',
+    'moe.experts': 4,
+    'moe.router': 'topk(jitter=0.2)',
+    'moe.balance_loss': 0.1,
+    'ffn.activation': 'prelu',
+    'ffn.dropout': 0.2,
+  },
 }
 TENSOR = 'data:2,fsdp:2,tensor:2'
 RUNS = [(layout, 'swiglu') for layout in ('pmap', 'data:8', TENSOR, 'fsdp:8')]
 RUNS += [(TENSOR, 'many'), (TENSOR, 'shared'), ('pmap', 'shared')]
 RUNS += [('pmap', 'encoder'), (TENSOR, 'encoder'), (TENSOR, 'source')]
+RUNS += [('pmap', 'experts'), ('expert:2', 'experts'), ('data:4,fsdp:2', 'dropless')]
 RUNS += [pytest.param('pmap', 'source', marks=pytest.mark.exhaustive)]
 TOLERANCE = 2e-5  # of parameters of size 1, float32: only the order of sums differs
 STEPS = 4
@@ -110,7 +134,7 @@ class Run:
       self.metrics.append(jax.device_get(metrics))
       self.compiled.append(len(seconds))
     held_out = self.program.put(batches(self.config)[0])
-    sums = self.program.eval_step(self.state.params, held_out)
+    sums = self.program.eval_step(self.state.variables, held_out)
     self.evaluated = np.array([sums['nats'], sums['targets']])
     self.fetched = jax.device_get(self.program.executor.fetch(self.state))
 
@@ -175,6 +199,13 @@ SHARDS = {  # of arrays (32, 16), (2, 16, 2, 8), … by the letters: D over fsdp
     'layers/cross_attention/value': (2, 8, 1, 4),
     'layers/cross_attention/out': (2, 1, 4, 8),
   },
+  ('expert:2', 'experts'): {  # (2, 16, 4), (2, 4, 16, 24), …: experts lie spread out
+    'layers/ffn/router': (2, 8, 2),
+    'layers/ffn/experts/up': (2, 2, 8, 24),
+    'layers/ffn/experts/gate_bias': (2, 2, 24),
+    'layers/ffn/experts/down': (2, 2, 24, 8),
+    'layers/ffn/shared/up': (2, 8, 24),
+  },
 }
 
 
@@ -195,6 +226,7 @@ def test_agrees_with_one_device(layout, cell):
 def assert_same_results(got: Run, one: Run) -> None:
   assert battery.largest_difference(got.fetched.params, one.fetched.params) < TOLERANCE
   assert battery.largest_difference(got.fetched.opt_state, one.fetched.opt_state) < TOLERANCE
+  assert battery.same_bits(got.fetched.model_state, one.fetched.model_state)
   for ours, theirs in zip(got.metrics, one.metrics, strict=True):
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -311,6 +343,11 @@ def test_without_a_mesh_all_devices_share_the_batch():
     ),
     (
       {'data.batch_size': 6, 'parallel.mesh': 'data:2,fsdp:2'},
+      '--data.batch_size=6: 6 sequences a micro-batch (--train.accumulate=1) are not divisible '
+      'by 4 devices',
+    ),
+    (
+      {'data.batch_size': 6, 'moe.experts': 2, 'parallel.mesh': 'data:2,expert:2'},
       '--data.batch_size=6: 6 sequences a micro-batch (--train.accumulate=1) are not divisible '
       'by 4 devices',
     ),

@@ -201,8 +201,9 @@ def dropless(variant: Any, decision: Decision, x_GTD: jax.Array, place: Place) -
   found, send, back, dropped = _there_and_back(decision, place.experts, places, (-1,))
 
   def multiply(_: str, x_GMD: jax.Array, w_EDF: jax.Array) -> jax.Array:
-    each = jax.vmap(lambda x_MD, own: grouped(x_MD, w_EDF, own, block, place.product))
-    return each(x_GMD, found.groups)
+    w_GEDF = jnp.broadcast_to(w_EDF, (G, *w_EDF.shape))  # what `ragged` needs under vmap
+    each = jax.vmap(lambda x_MD, w_EDF, own: grouped(x_MD, w_EDF, own, block, place.product))
+    return each(x_GMD, w_GEDF, found.groups)
 
   def spread(leaf_EF: jax.Array) -> jax.Array:
     rows = found.choice_M.shape[1]
