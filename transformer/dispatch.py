@@ -89,7 +89,8 @@ def dense(variant: Any, decision: Decision, x_GTD: jax.Array, place: Place) -> M
     return jnp.broadcast_to(z_GTF, (place.experts, *z_GTF.shape))
 
   def back(y_EGTD: jax.Array) -> jax.Array:
-    return product('egtd,gte->gtd', y_EGTD, weights_GTE)
+    weights_EGT1 = jnp.moveaxis(weights_GTE, -1, 0)[..., None]
+    return jnp.sum(y_EGTD * weights_EGT1, axis=0).astype(y_EGTD.dtype)
 
   return _even(place, x_GTD, send, back)
 
