@@ -68,7 +68,7 @@ def shapes_of(tree: dict) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize('name', SHAPES)
 def test_flops_are_the_products_of_forward_pass_and_step(name):
-  """To the last one; a random router's scores have no gradient for weights, counted all the same."""
+  """To the last one. A random router's scores have no gradient for weights; it is counted too."""
   config = small(name)
   rows, length = config.data.batch_size, config.data.seq_len
   current = jax.eval_shape(lambda: state.create(config, 0, state.hyper_arrays(config)))

@@ -1,4 +1,4 @@
-"""What experts begin as, and how optimizers move them: each as the matrices of a layer of its own."""
+"""What experts begin as, and how optimizers move them: each as a layer of its own."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def retrained(config: Config, identity: str | None) -> bool:
 
 def _check(config: Config, found: Origin) -> None:
   asked = config.train.init_from
-  theirs, mine = count.shapes(found.config), count.shapes(config)
+  theirs, mine = (count.shapes(c) | count.kept(c) for c in (found.config, config))
   for path in [*mine, *theirs]:
     if mine.get(path) != theirs.get(path):
       there, here = (str(shapes.get(path, 'absent')) for shapes in (theirs, mine))
