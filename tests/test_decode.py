@@ -51,6 +51,14 @@ KINDS = {
     'model.shared_source': False,
     'model.bias': True,
   },
+  'source, experts': {
+    'model.architecture': 'encoder_decoder',
+    'data.source_len': 7,
+    'moe.experts': 4,
+    'moe.encoder_layers': '0',
+    'moe.dispatch': 'capacity',
+    'moe.capacity_factor': 4.0,
+  },
 }
 
 

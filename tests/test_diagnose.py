@@ -50,6 +50,8 @@ def _kept(
   apply = model.build(config).apply
   _, seen = apply({'params': params}, *asked.arguments, mutable=['diagnostics'])
   kept = jax.device_get(seen['diagnostics'][stack])
+  if 'experts' in kept['ffn']:
+    del kept['ffn']  # whose rows are no tokens
   real = np.asarray(asked.weights_BT) > 0
   if stack == 'encoder_layers' or config.model.architecture == 'encoder':
     real = np.asarray(asked.arguments[0]) >= 0
@@ -209,6 +211,20 @@ def test_every_shape_of_model_has_rows(changes: dict) -> None:
   cross = {key for key in trained if key.startswith('largest_cross_score')}
   both = config.model.architecture == 'encoder_decoder'
   assert cross == ({'largest_cross_score/1', 'largest_cross_score/2'} if both else set())
+
+
+def test_of_experts_there_is_what_they_add_and_what_trains_them() -> None:
+  """A router's bias is read where it is kept; a dense layer beside them keeps its rows."""
+  config = tiny(**{'moe.experts': 3, 'moe.router': 'bias', 'moe.layers': '1'})
+  current, batch = _state(config), _batch(config)
+  found = _ffn(config, current.variables, batch)
+  assert {key for key in found if key.endswith('/1')} == {'update_ratio/1'} and 'zeros/0' in found
+  kept, _ = _kept(config, current.variables, batch, stack='layers_1')
+  ratio = np.sqrt((kept['update'] ** 2).mean() / (kept['stream'] ** 2).mean())
+  assert found['update_ratio/1'] == pytest.approx(ratio, rel=1e-4)
+  trained = _training(config, current, batch)
+  wanted = {f'grad_norm/ffn/{name}/1' for name in ('router', 'experts/up', 'experts/down')}
+  assert wanted <= trained.keys() and all(trained[key] > 0 for key in wanted)
 
 
 def test_training_statistics_are_of_the_very_step() -> None:

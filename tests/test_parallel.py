@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ from tests import battery
 from transformer import parallel, step
 from transformer.config import Config
 from transformer.errors import UserError
+from transformer.params import merge
+from transformer.state import TrainState
 from transformer.train import Program
 
 LAYOUTS = {
@@ -20,6 +23,9 @@ LAYOUTS = {
   'data:4,fsdp:2': {'parallel.mesh': 'data:4,fsdp:2'},
   'data:2,fsdp:2,tensor:2': {'parallel.mesh': 'data:2,fsdp:2,tensor:2'},
   'fsdp:8': {'parallel.mesh': 'fsdp:8'},
+  'expert:4': {'parallel.mesh': 'data:2,expert:4', 'moe.dispatch': 'expert_parallel'},
+  'pmap, whole': {'parallel.mode': 'pmap', 'parallel.mesh': '', 'train.accumulate': 1},
+  'data:8, whole': {'parallel.mesh': 'data:8', 'train.accumulate': 1},
 }
 # Devices hold from no target at all to two full rows; noise and micro-batches are in it too.
 # eps keeps Adam from turning the rounding of a gradient near 0 into a whole step.
@@ -77,11 +83,35 @@ CELLS = {  # other models, on fewer layouts
     'ffn.encoder_activation': 'relu',
     'data.source_len': 6,
   },
+  'experts': {  # with jitter, and too few places
+    'model.num_heads': 0,
+    'model.positions': 'none',
+    'model.dropout': 0.0,
+    'moe.experts': 4,
+    'moe.router': 'bias(jitter=0.2, rate=0.01)',
+    'moe.dispatch': 'capacity',
+    'moe.capacity_factor': 0.75,
+    'moe.group_size': 4,
+    'moe.shared_experts': 1,
+    'moe.z_loss': 0.01,
+    'ffn.bias': True,
+    'ffn.dropout': 0.2,
+  },
+  'dropless': {
+    'model.num_heads': 0,
+    'model.positions': 'none',
+    'model.dropout': 0.0,
+    'moe.experts': 4,
+    'moe.balance_loss': 0.1,
+    'ffn.activation': 'relu',
+    'ffn.dropout': 0.2,
+  },
 }
 TENSOR = 'data:2,fsdp:2,tensor:2'
 RUNS = [(layout, 'swiglu') for layout in ('pmap', 'data:8', TENSOR, 'fsdp:8')]
 RUNS += [(TENSOR, 'many'), (TENSOR, 'shared'), ('pmap', 'shared')]
 RUNS += [('pmap', 'encoder'), (TENSOR, 'encoder'), (TENSOR, 'source')]
+RUNS += [('pmap, whole', 'experts'), ('expert:4', 'experts'), ('data:8, whole', 'dropless')]
 RUNS += [pytest.param('pmap', 'source', marks=pytest.mark.exhaustive)]
 TOLERANCE = 2e-5  # of parameters of size 1, float32: only the order of sums differs
 STEPS = 4
@@ -110,7 +140,7 @@ class Run:
       self.metrics.append(jax.device_get(metrics))
       self.compiled.append(len(seconds))
     held_out = self.program.put(batches(self.config)[0])
-    sums = self.program.eval_step(self.state.params, held_out)
+    sums = self.program.eval_step(self.state.variables, held_out)
     self.evaluated = np.array([sums['nats'], sums['targets']])
     self.fetched = jax.device_get(self.program.executor.fetch(self.state))
 
@@ -175,6 +205,13 @@ SHARDS = {  # of arrays (32, 16), (2, 16, 2, 8), … by the letters: D over fsdp
     'layers/cross_attention/value': (2, 8, 1, 4),
     'layers/cross_attention/out': (2, 1, 4, 8),
   },
+  ('expert:4', 'experts'): {  # (2, 16, 4), (2, 4, 16, 24), …: experts lie spread out
+    'layers/ffn/router': (2, 16, 1),
+    'layers/ffn/experts/up': (2, 1, 16, 24),
+    'layers/ffn/experts/gate_bias': (2, 1, 24),
+    'layers/ffn/experts/down': (2, 1, 24, 16),
+    'layers/ffn/shared/up': (2, 16, 24),
+  },
 }
 
 
@@ -187,7 +224,7 @@ def test_agrees_with_one_device(layout, cell):
     assert found.compiled[1:] == [0] * (STEPS - 1)
   if (layout, cell) in SHARDS:
     assert_shards(got, SHARDS[layout, cell])
-  if layout == 'pmap':
+  if layout.startswith('pmap'):
     assert_replicas_are_the_same(got)
   assert_goes_to_the_host_and_back(got)
 
@@ -195,6 +232,7 @@ def test_agrees_with_one_device(layout, cell):
 def assert_same_results(got: Run, one: Run) -> None:
   assert battery.largest_difference(got.fetched.params, one.fetched.params) < TOLERANCE
   assert battery.largest_difference(got.fetched.opt_state, one.fetched.opt_state) < TOLERANCE
+  assert battery.same_bits(got.fetched.model_state, one.fetched.model_state)
   for ours, theirs in zip(got.metrics, one.metrics, strict=True):
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -235,6 +273,40 @@ def assert_goes_to_the_host_and_back(found: Run) -> None:
   with battery.compilations() as seconds:
     found.program.train_step(placed, found.program.put(batches(found.config)[0]))
   assert seconds == []
+
+
+def collectives(layout: str, cell: str) -> dict[str, set[str]]:
+  """Kind -> types of what devices give each other for a gradient, in layers of experts."""
+  found, kinds = run(layout, cell), {}
+
+  def gradient(current: TrainState, batch: dict) -> dict:
+    def objective(params: dict) -> jax.Array:
+      variables = merge(params, current.model_state)
+      return step.loss_sums(found.config, variables, current.hyper, batch['tokens'], None)[0]
+
+    return jax.grad(objective)(current.params)
+
+  batch = found.program.put(batches(found.config)[0])
+  with jax.set_mesh(batch['tokens'].sharding.mesh):
+    text = jax.jit(gradient).lower(found.state, batch).compile().as_text()
+  for types, kind in re.findall(r'= (.*?) (all-[a-z-]+?)(?:-start)?\(.*/ffn/', text):
+    kinds.setdefault(kind, set()).update(re.findall(r'\w+\[[\d,]*\]', types))
+  return kinds
+
+
+def test_rows_go_to_their_experts_and_no_expert_comes_to_rows():
+  """All-to-all of rows, 16 wide; of all that is gathered nothing has an expert's 24 units."""
+  found = collectives('expert:4', 'experts')
+  print(found)
+  assert found['all-to-all'] and all(',16]' in shape for shape in found['all-to-all'])
+  assert not any('24' in shape for shape in found['all-gather'])
+
+
+def test_without_drops_every_device_sorts_its_own_tokens():
+  """Gathered are the scores alone by which the tokens of all devices choose."""
+  found = collectives('data:8, whole', 'dropless')
+  print(found)
+  assert found['all-gather'] == {'f32[16,8,4]'} and 'all-to-all' not in found
 
 
 def no_sum(tree):
@@ -311,6 +383,11 @@ def test_without_a_mesh_all_devices_share_the_batch():
     ),
     (
       {'data.batch_size': 6, 'parallel.mesh': 'data:2,fsdp:2'},
+      '--data.batch_size=6: 6 sequences a micro-batch (--train.accumulate=1) are not divisible '
+      'by 4 devices',
+    ),
+    (
+      {'data.batch_size': 6, 'moe.experts': 2, 'parallel.mesh': 'data:2,expert:2'},
       '--data.batch_size=6: 6 sequences a micro-batch (--train.accumulate=1) are not divisible '
       'by 4 devices',
     ),

@@ -121,7 +121,7 @@ def _run(config: Config, steps: int) -> list[dict[str, float]]:
   def go(seed: np.uint32, hyper: dict) -> dict:
     def one(carry: tuple, _: None) -> tuple:
       current, first_BTV = carry
-      logits_BTV, sizes = _look(config, current.params, tokens)
+      logits_BTV, sizes = _look(config, current.variables, tokens)
       first_BTV = jnp.where(current.step == 0, logits_BTV, first_BTV)
       sizes[CHANGE] = jnp.mean(jnp.abs(logits_BTV - first_BTV))
       current, _ = step.train_step(config, current, batch, lambda x: x)

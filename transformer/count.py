@@ -3,6 +3,10 @@
 One multiply-add is 2 FLOPs; only matrix products count (element-wise work, softmax and the
 embedding look-up do not). Attention counts all T × T scores, as the dense reference computes them.
 A training step costs three times its forward pass: each product has two more in backward.
+
+Of experts those count that compute a token by its router's choice. To move tokens there and back
+is no product. What a dispatcher computes besides does not count: places and blocks that stay
+empty, experts that `dense` computes and nobody chose; and choices that are dropped do.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ no such tensor.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def ffn_statistics(config: Config, params: dict, batch: step.Batch) -> dict[str,
   """What `with_spectra` makes rows ffn/<name> of: the FFN of every layer, on held-out tokens.
 
   h is the last hidden layer, its units F; tokens are those that have a target,
-  in an encoder all of them.
+  in an encoder all of them. Of experts there is update_ratio alone.
     zeros           share of h that is exactly 0
     dead            share of units that are 0 on every token of the batch
     kurtosis        mean over tokens of E[(h − mean)⁴] / var² over units; 3: a normal distribution
@@ -51,10 +53,14 @@ def ffn_statistics(config: Config, params: dict, batch: step.Batch) -> dict[str,
     present[stack] = (asked.arguments[0] >= 0).astype(jnp.float32)
   parts = {}
   for group in count.groups(config):
-    if group.d_ff and not group.experts:  # of experts router/… tells
-      kept = seen['diagnostics'][group.name]
+    if not group.d_ff:
+      continue
+    kept, weights_N = seen['diagnostics'][group.name], present[group.stack].reshape(-1)
+    ratio = jax.vmap(functools.partial(_update_ratio, weights_N=weights_N))
+    parts[f'{group.name}/update_ratio'] = ratio(kept)
+    if not group.experts:  # whose rows are no tokens; of them router/… tells
       own = params['ffn'] if config.ffn.shared else params[group.name]['ffn']
-      weights_N, kind = present[group.stack].reshape(-1), count.activation(config, group.stack)
+      kind = count.activation(config, group.stack)
       look = jax.vmap(
         lambda kept, own, w=weights_N, kind=kind: _ffn_layer(config, kind, kept, own, w),
         in_axes=(0, None if config.ffn.shared else 0),
@@ -69,19 +75,15 @@ def _ffn_layer(
 ) -> dict[str, jax.Array]:
   """One layer's. kept: what Block and FFN keep under 'diagnostics'. own: the FFN's parameters."""
 
-  def flat(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-
   def mean(x_N: jax.Array) -> jax.Array:
     return jnp.sum(x_N * weights_N) / jnp.sum(weights_N)
 
-  h_NF, inputs = flat(kept['ffn']['hidden']), [flat(x) for x in kept['ffn']['inputs']]
+  h_NF, inputs = _flat(kept['ffn']['hidden']), [_flat(x) for x in kept['ffn']['inputs']]
   off_NF = h_NF == 0.0
   moved_NF = h_NF - jnp.mean(h_NF, axis=1, keepdims=True)
   square_NF = jnp.square(moved_NF)
   variance_N = jnp.mean(square_NF, axis=1)
   fourth_N = jnp.mean(jnp.square(square_NF), axis=1)
-  sums = [mean(jnp.mean(jnp.square(flat(kept[name])), axis=1)) for name in ('update', 'stream')]
   flat_NF = jnp.abs(_slope(config, activation, inputs, own)) < _FLAT
   narrow = config.model.d_model <= _WIDEST
   matrices = {name: own[name] for name in ('up', 'gate', 'down') if name in own and narrow}
@@ -91,9 +93,18 @@ def _ffn_layer(
     'kurtosis': mean(fourth_N / jnp.maximum(jnp.square(variance_N), 1e-30)),
     'effective_rank': _participation(h_NF[:_MOST], weights_N[:_MOST]),
     'saturation': mean(jnp.mean(flat_NF, axis=1)),
-    'update_ratio': jnp.sqrt(sums[0] / sums[1]),
     **{f'{name}_gram': _gram(w if name != 'down' else w.T) for name, w in matrices.items()},
   }
+
+
+def _update_ratio(kept: dict, weights_N: jax.Array) -> jax.Array:
+  squares = (jnp.mean(jnp.square(_flat(kept[name])), axis=1) for name in ('update', 'stream'))
+  update, stream = (jnp.sum(x_N * weights_N) for x_N in squares)
+  return jnp.sqrt(update / stream)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+  return x.reshape(-1, x.shape[-1]).astype(jnp.float32)
 
 
 def _slope(config: Config, activation: str, inputs: list[jax.Array], own: dict) -> jax.Array:

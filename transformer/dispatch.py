@@ -89,7 +89,8 @@ def dense(variant: Any, decision: Decision, x_GTD: jax.Array, place: Place) -> M
     return jnp.broadcast_to(z_GTF, (place.experts, *z_GTF.shape))
 
   def back(y_EGTD: jax.Array) -> jax.Array:
-    return product('egtd,gte->gtd', y_EGTD, weights_GTE)
+    weights_EGT1 = jnp.moveaxis(weights_GTE, -1, 0)[..., None]
+    return jnp.sum(y_EGTD * weights_EGT1, axis=0).astype(y_EGTD.dtype)
 
   return _even(place, x_GTD, send, back)
 
@@ -201,12 +202,13 @@ def dropless(variant: Any, decision: Decision, x_GTD: jax.Array, place: Place) -
   found, send, back, dropped = _there_and_back(decision, place.experts, places, (-1,))
 
   def multiply(_: str, x_GMD: jax.Array, w_EDF: jax.Array) -> jax.Array:
-    def of_share(x_MD: jax.Array, own: Groups) -> jax.Array:
+    def of_share(x_MD: jax.Array, w_EDF: jax.Array, own: Groups) -> jax.Array:
       return grouped(x_MD, w_EDF, own, block, place.product)
 
     if G == 1:  # kernels of accelerators need not know of vmap
-      return of_share(x_GMD[0], jax.tree.map(lambda z: z[0], found.groups))[None]
-    return jax.vmap(of_share)(x_GMD, found.groups)
+      return of_share(x_GMD[0], w_EDF, jax.tree.map(lambda z: z[0], found.groups))[None]
+    w_GEDF = jnp.broadcast_to(w_EDF, (G, *w_EDF.shape))  # what `ragged` needs under vmap
+    return jax.vmap(of_share)(x_GMD, w_GEDF, found.groups)
 
   def spread(leaf_EF: jax.Array) -> jax.Array:
     rows = found.choice_M.shape[1]

@@ -36,7 +36,7 @@ def make(config: Config) -> MeshParallel | PmapParallel:
       f'{len(devices)} present'
     )
   rows = config.data.batch_size // config.train.accumulate
-  shares = mesh.get('data', 1) * mesh.get('fsdp', 1)
+  shares = prod(mesh.get(axis, 1) for axis in axes.LETTERS['B'].activation)
   if rows % shares:
     raise UserError(
       f'--data.batch_size={config.data.batch_size}: {rows} sequences a micro-batch '

@@ -133,7 +133,8 @@ def retrained(config: Config, identity: str | None) -> bool:
 
 def _check(config: Config, found: Origin) -> None:
   asked = config.train.init_from
-  if differs := first_difference(count.shapes(config), count.shapes(found.config)):
+  mine, theirs = (count.shapes(c) | count.kept(c) for c in (config, found.config))
+  if differs := first_difference(mine, theirs):
     path, here, there = differs
     raise UserError(
       f'--train.init_from={asked}: its tensor {path} is {there}, here {here}; give the shape '
