@@ -14,6 +14,8 @@ from transformer.config import Config, routing
 from transformer.dispatch import Place, dispatch
 from transformer.ffn import Aux, Experts, feed_forward
 from transformer.layers import dropped, fold, keep, kept, shard
+from transformer.ops.grouped import Shape, block_rows
+from transformer.ops.places import rows_in_blocks
 from transformer.ops.product import Product, product
 from transformer.params import initializer
 from transformer.routers import ExpertChoice, Routing, TokenChoice, Tokens, route
@@ -106,6 +108,23 @@ class MoE(nn.Module):
     shapes = count.shapes(self.config) | count.kept(self.config)
     paths = {n: f'{self.group.name}/ffn/{n}' for n in routing.router(self.config).weights}
     return {n: self.param(n, initializer(path), shapes[path][1:]) for n, path in paths.items()}
+
+
+def grouped_shapes(config: Config, shares: int) -> set[Shape]:
+  """Of the grouped products of a resolved config, where a batch is shared out over devices."""
+  found = set()
+  for group in count.groups(config) if routing.dispatch(config).variant == 'dropless' else ():
+    if group.experts:
+      length = count.sizes(config)['S' if group.stack == 'encoder_layers' else 'T']
+      D, F = config.model.d_model, group.d_ff
+      between = {(F, F)} if config.ffn.hidden_layers > 1 else set()
+      for rows in {config.data.batch_size, config.data.batch_size // config.train.accumulate}:
+        choices = rows // shares * length * routing.choices(config)
+        block = block_rows(choices, group.experts)
+        M = rows_in_blocks(choices, group.experts, block)
+        for widths in {(D, F), (F, D)} | between:
+          found.add(Shape(M, block, group.experts, *widths, config.model.dtype))
+  return found
 
 
 def balance_loss(seen: Tokens, routed: Routing) -> jax.Array:

@@ -36,7 +36,7 @@ def make(config: Config) -> MeshParallel | PmapParallel:
       f'{len(devices)} present'
     )
   rows = config.data.batch_size // config.train.accumulate
-  shares = prod(mesh.get(axis, 1) for axis in axes.LETTERS['B'].activation)
+  shares = len(devices) if mode == 'pmap' else _shares(mesh)
   if rows % shares:
     raise UserError(
       f'--data.batch_size={config.data.batch_size}: {rows} sequences a micro-batch '
@@ -45,6 +45,11 @@ def make(config: Config) -> MeshParallel | PmapParallel:
   if mode == 'pmap':
     return PmapParallel(devices)
   return MeshParallel(mesh, count.shapes(config))
+
+
+def _shares(mesh: dict[str, int]) -> int:
+  """Devices that a batch is shared out over."""
+  return prod(mesh.get(axis, 1) for axis in axes.LETTERS['B'].activation)
 
 
 def _settle(out: Tree, devices: list[jax.Device]) -> Tree:
@@ -72,6 +77,7 @@ class MeshParallel:
   def __init__(self, mesh: dict[str, int], parameters: dict[str, tuple[int, ...]]):
     devices = np.array(jax.devices()[: prod(mesh.values())]).reshape(tuple(mesh.values()))
     self._axes, self._parameters, self.devices = mesh, parameters, list(devices.flat)
+    self.shares = _shares(mesh)
     self._mesh = Mesh(devices, tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
     self._state_sharding: Tree = None
 
@@ -141,7 +147,7 @@ class PmapParallel:
   """pmap: a replica of the state a device, a share of the rows each, sums by psum."""
 
   def __init__(self, devices: list[jax.Device]):
-    self.devices = devices
+    self.devices, self.shares = devices, len(devices)
     self._sharding = NamedSharding(Mesh(np.array(devices), ('devices',)), PartitionSpec('devices'))
 
   def compile_init(self, create: Callable[..., Tree]) -> Callable[..., Tree]:

@@ -24,6 +24,7 @@ from transformer import (
   diagnose,
   health,
   liking,
+  moe,
   parallel,
   provenance,
   runs,
@@ -36,6 +37,7 @@ from transformer.checkpoint import Checkpoints
 from transformer.config import Config, resolve, static_key
 from transformer.errors import UserError
 from transformer.metrics import FILE, MetricsLog, means, read, spread
+from transformer.ops import grouped
 from transformer.state import TrainState
 
 TOKENIZER = 'tokenizer.json'
@@ -70,6 +72,8 @@ class Program:
 
   def __init__(self, config: Config):
     self.executor = parallel.make(config)
+    for shape in moe.grouped_shapes(config, self.executor.shares):
+      grouped.settle(shape)
     self._create = self.executor.compile_init(functools.partial(state.create, config))
     self.train_step = self.executor.compile(functools.partial(step.train_step, config))
     self.eval_step = self.executor.compile_eval(functools.partial(step.eval_step, config))

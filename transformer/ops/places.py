@@ -84,7 +84,7 @@ def by_blocks(expert_A: jax.Array, experts: int, block: int) -> Places:
   expert_A: an expert each, `experts` for none.
   """
   choices = expert_A.shape[0]
-  rows = (choices // block + min(experts, choices)) * block
+  rows = rows_in_blocks(choices, experts, block)
   sorted_A = jnp.argsort(expert_A)
   count_E, start_E = (z_GE[0] for z_GE in _counted(expert_A[None], experts))
   blocks_E = -(-count_E // block)
@@ -99,6 +99,11 @@ def by_blocks(expert_A: jax.Array, experts: int, block: int) -> Places:
   return Places(
     jnp.where(expert_A < experts, row_A, rows), jnp.where(filled_M, choice_M, choices), groups
   )
+
+
+def rows_in_blocks(choices: int, experts: int, block: int) -> int:
+  """Rows M that hold so many choices however they fall."""
+  return (choices // block + min(experts, choices)) * block
 
 
 def expert_of_rows(groups: Groups, rows: int, block: int) -> jax.Array:
