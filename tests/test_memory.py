@@ -22,7 +22,7 @@ SHAPES = {
   },
   'experts': {'moe.experts': 3, 'moe.router': 'bias', 'moe.shared_experts': 1, 'ffn.bias': True},
   'both': {'model.architecture': 'encoder_decoder', 'model.shared_source': False},
-  'experts in one layer': {
+  'one layer': {
     'moe.experts': 3,
     'moe.layers': '1',
     'moe.shared_experts': 1,

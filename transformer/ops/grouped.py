@@ -94,14 +94,17 @@ def _by_block(
   spec: str, x_MD: jax.Array, w_EDF: jax.Array, groups: Groups, block: int, product: Product
 ) -> jax.Array:
   width = w_EDF.shape[1 + 'df'.index(spec[-1])]
+  if w_EDF.dtype.itemsize > x_MD.dtype.itemsize:
+    w_EDF = w_EDF.astype(x_MD.dtype)  # once, and not in each block
 
   def of_expert(y_MF: jax.Array, own: tuple) -> tuple[jax.Array, None]:
     w_DF, (begin, blocks) = own
 
     def put(i: jax.Array, y_MF: jax.Array) -> jax.Array:
       at = begin + i * block
-      y = product(spec, lax.dynamic_slice_in_dim(x_MD, at, block), w_DF).astype(x_MD.dtype)
-      return lax.dynamic_update_slice_in_dim(y_MF, y, at, 0)
+      # Into float32, for XLA on CPU multiplies bfloat16 into bfloat16 at half the speed.
+      y = product(spec, lax.dynamic_slice_in_dim(x_MD, at, block), w_DF, out='float32')
+      return lax.dynamic_update_slice_in_dim(y_MF, y.astype(x_MD.dtype), at, 0)
 
     return lax.fori_loop(0, blocks, put, y_MF), None
 

@@ -20,10 +20,10 @@ def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> ja
   return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out or x.dtype)
 
 
-def by_weight(spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
-  """einsum(spec, x, w) of operands in the type of the weight, float32.
+def by_weight(spec: str, x: jax.Array, w: jax.Array, out: str = 'float32') -> jax.Array:
+  """einsum(spec, x, w) of operands in the type of the weight, float32 unless told.
 
   For programs without a backward pass, whose gradient would be of mixed types: XLA on CPU
   multiplies bfloat16 into float32 twice as fast as into bfloat16.
   """
-  return product(spec, x.astype(w.dtype), w, out='float32')
+  return product(spec, x.astype(w.dtype), w, out)
