@@ -20,7 +20,7 @@ from transformer.ops.product import Product, product
 from transformer.params import initializer
 from transformer.routers import ExpertChoice, Routing, TokenChoice, Tokens, route
 
-_JITTER_SITE = 7
+_JITTER_SITE, _SHARED_SITE = 7, 9  # the experts' own dropout has the FFN's
 
 
 class MoE(nn.Module):
@@ -76,7 +76,9 @@ class MoE(nn.Module):
     y_BTD = moved.back(network(moved.rows, noise_B)[0]).reshape(x_BTD.shape)
     if c.moe.shared_experts:
       wide = dict(d_ff=c.moe.shared_experts * self.group.d_ff, product=self.product)
-      y_BTD += feed_forward(c, self.group, **wide, name='shared')(x_BTD, noise_B)[0]
+      y_BTD += feed_forward(c, self.group, **wide, name='shared')(
+        x_BTD, fold(noise_B, _SHARED_SITE)
+      )[0]
     keep(self, 'diagnostics', 'routing', routed.decision)
     return shard(y_BTD, 'BTD'), Aux(
       {name: _of_rows(seen, LOSSES[name](seen, routed), B) for name in routing.router(c).losses},
