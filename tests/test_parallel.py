@@ -299,7 +299,6 @@ def collectives(layout: str, cell: str) -> dict[str, set[str]]:
 def test_rows_go_to_their_experts_and_no_expert_comes_to_rows():
   """All-to-all of rows, 16 wide; of all that is gathered nothing has an expert's 24 units."""
   found = collectives('expert:4', 'experts')
-  print(found)
   assert found['all-to-all'] and all(',16]' in shape for shape in found['all-to-all'])
   assert not any('24' in shape for shape in found['all-gather'])
 
@@ -307,7 +306,6 @@ def test_rows_go_to_their_experts_and_no_expert_comes_to_rows():
 def test_without_drops_every_device_sorts_its_own_tokens():
   """Gathered are the scores alone by which the tokens of all devices choose."""
   found = collectives('data:8, whole', 'dropless')
-  print(found)
   assert found['all-gather'] == {'f32[16,8,4]'} and 'all-to-all' not in found
 
 

@@ -64,10 +64,13 @@ def test_it_is_the_one_that_runs(monkeypatch):
   monkeypatch.setitem(grouped.IMPLEMENTATIONS, 'cpu', (grouped.ragged,))
   groups = grouped._uneven(SHAPE)
   x, w = jnp.ones((SHAPE.rows, SHAPE.D)), jnp.ones((SHAPE.experts, SHAPE.D, SHAPE.F))
-  multiply = lambda x, w: grouped.grouped(x, w, groups, SHAPE.block)  # noqa: E731
-  assert 'ragged_dot' not in str(jax.make_jaxpr(multiply)(x, w))
-  grouped.settle(SHAPE)
-  assert 'ragged_dot' in str(jax.make_jaxpr(multiply)(x, w))
+
+  def traced() -> str:
+    return str(jax.make_jaxpr(lambda x, w: grouped.grouped(x, w, groups, SHAPE.block))(x, w))
+
+  assert 'ragged_dot' not in traced()
+  assert grouped.settle(SHAPE) == 'ragged'
+  assert 'ragged_dot' in traced()
 
 
 def test_where_all_are_wrong_nothing_runs(monkeypatch):
@@ -93,7 +96,7 @@ def test_the_shapes_are_those_of_the_run(shape, monkeypatch):
   program = train.Program(config)
   state = program.init(config)
   tokens = battery.tokens(config)
-  jax.eval_shape(program.train_step, state, program.batch(tokens))
-  jax.eval_shape(program.eval_step, state.eval_params, program.batch(tokens))
+  program.eval_step(state.eval_params, program.put(tokens))
+  program.train_step(state, program.put(tokens))
   shapes = moe.grouped_shapes(config, parallel.make(config).shares)
   assert set(asked) == shapes == set(grouped._SETTLED)
