@@ -112,7 +112,7 @@ def decoding(config: Config) -> Turn:
   from transformer import decode, params
 
   rows, new = config.data.batch_size, NEW.value
-  weights = params.initialize(config, jax.random.key(0))
+  weights = params.variables(config, jax.random.key(0))
   rng, shape = np.random.default_rng(0), (rows, PROMPT.value)
   prompts = list(rng.integers(1, config.model.vocab_size, shape).astype(np.int32))
 

@@ -70,12 +70,15 @@ def _is_run(source: Path) -> bool:
 
 def _export(source: Path, out: Path) -> None:
   from transformer import decode, runs
+  from transformer.config import routing
   from transformer.interop import hf, vocabulary
 
   folder = runs.cell_folder(source, 'source')
   config, params, step = decode.open_cell(folder, STEP.value)
   end = vocabulary.end_of(config, folder)
   hf.save(out, *vocabulary.out_of_run(config, params, end), companions=folder)
+  if config.moe.experts and routing.dispatch(config).drops:
+    print(f'--moe.dispatch={config.moe.dispatch}: experts drop tokens in the run, and there none')
   print(f'{out}: step {step} of {folder}, for transformers')
 
 

@@ -44,6 +44,14 @@ KINDS = {
     'ffn.shared': True,
     'model.num_kv_heads': 1,
   },
+  'source, experts that choose': {
+    'model.architecture': 'encoder_decoder',
+    'data.source_len': 7,
+    'moe.experts': 3,
+    'moe.router': 'expert_choice(factor=1.3)',
+    'moe.layers': 'none',
+    'moe.encoder_layers': 'all',
+  },
   'source, relative': {
     'model.architecture': 'encoder_decoder',
     'data.source_len': 7,
@@ -77,7 +85,10 @@ def apply(config: Config):
 
 def last_logits(config: Config, params: dict, tokens: list[int], source=None) -> np.ndarray:
   """Of one row without padding, from scratch: the oracle."""
-  given = () if source is None else (np.asarray(source)[None],)
+  given = ()
+  if source is not None:  # padded as in training, for where experts choose the places depend on it
+    given = (np.full((1, config.data.source_len), -1, np.int32),)
+    given[0][0, : len(source)] = source
   row = np.full((1, 12), -1, np.int32)  # padding behind is not looked at, and spares compiling
   row[0, : len(tokens)] = tokens
   return np.asarray(apply(config)(params, *given, row)[0, len(tokens) - 1])

@@ -13,7 +13,7 @@ import pytest
 from tests import battery
 from tests.experts import config_of, layer_of
 from transformer import model, spec
-from transformer.config import Config
+from transformer.config import Config, routing
 from transformer.dispatch import Place, dispatch
 from transformer.routers import ExpertChoice, Soft, TokenChoice
 
@@ -185,7 +185,7 @@ def largest(jaxpr) -> int:
   ],
 )
 def test_no_tensor_of_tokens_by_experts_by_capacity(router, mover, small):
-  """64 tokens, 8 experts with 20 places: in the layer and its gradient nothing of 64 · 8 · 20."""
+  """64 tokens, 8 experts of 20 places, or 16: in layer and gradient nothing of 64 · 8 · places."""
   sizes = {'moe.experts': 8, 'data.seq_len': 64, 'model.d_model': 20, 'ffn.d_ff': 20}
   config = config_of(router, mover, **sizes, **{'model.positions': 'none'})
   layer = layer_of(config)
@@ -196,5 +196,5 @@ def test_no_tensor_of_tokens_by_experts_by_capacity(router, mover, small):
     return jnp.sum(layer.apply(weights, x, ids, jnp.int32(0))[0])
 
   jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(weights, x)
-  places = 64 if router == 'soft' else 8 * 20
+  places = 8 * routing.capacity(config, 64, training=True)
   assert (largest(jaxpr) < 64 * places) == small

@@ -118,6 +118,7 @@ def test_what_is_asked_for_and_what_looks_ahead():
   assert not liking.wanted(tiny()) and liking.wanted(tiny(**EXPERTS))
   free = EXPERTS | {'moe.allow_noncausal': True}
   assert not liking.wanted(tiny(**free, **{'moe.router': 'soft'}))
+  assert not liking.wanted(tiny(**EXPERTS | {'moe.router': 'dense'}))
   late = {'moe.dispatch': "capacity(priority='score')"}
   cases = {
     ('decoder', 'topk'): False,

@@ -289,3 +289,18 @@ def test_resolving_again_changes_nothing():
   config = tiny(**asked)
   assert config.moe.layers == 'last(1)' and config.moe.eval_capacity_factor == 1.25
   assert resolve(config) == config
+
+
+@pytest.mark.parametrize(
+  ('given', 'kept'),
+  [
+    ('0,0', '0'),
+    ('5, 3', '3,5'),
+    ('every(1)', 'all'),
+    ('0,1,2,3,4,5', 'all'),
+    ('every( 2 )', 'every(2)'),
+  ],
+)
+def test_equal_layers_are_written_alike(given, kept):
+  asked = Config().replace(**{'moe.experts': 4, 'moe.layers': given})
+  assert resolve(asked).moe.layers == kept

@@ -12,7 +12,7 @@ from launch.cells import Cell, write_config
 from tests import battery
 from tests.processes import assert_same_params, cell, rows
 from tests.test_decode import PROMPTS, greedily
-from transformer import data, decode, health, runs, state, train
+from transformer import data, decode, health, replay, runs, state, train
 from transformer.checkpoint import load_params
 from transformer.errors import UserError
 from transformer.params import merge
@@ -64,6 +64,18 @@ def whole(settings: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _kept(folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
   found = battery.flat(load_params(folder / 'checkpoints', step)[1])
   return {path: x for path, x in found.items() if path.endswith(('_bias', '_table'))}
+
+
+def test_a_step_before_the_first_checkpoint_is_replayed_with_what_routers_knew(
+  settings: dict, whole: Path
+) -> None:
+  config = runs.read_config(whole)
+  opened = lambda: data.load(config)  # noqa: E731
+  begun, at = replay._state_before(whole, config, train.program(config), 2, opened)
+  assert at == 0
+  table = {k: x for k, x in battery.flat(begun.model_state).items() if k.endswith('_table')}
+  assert all(np.array_equal(x, _kept(whole)[path]) for path, x in table.items())
+  assert bool(table) == (settings is HASH)
 
 
 def test_interrupted_and_continued_it_is_the_same_to_the_bit(

@@ -155,6 +155,10 @@ def test_nothing_is_decoded_unless_there_are_texts_and_they_are_wanted(tmp_path:
   assert translate.wanted(config, data.load(config))
   off = config_of(tmp_path, **{'train.decoded': 0})
   assert not translate.wanted(off, data.load(off))
+  ahead = config.replace(
+    **{'moe.experts': 2, 'moe.router': 'expert_choice', 'moe.allow_noncausal': True}
+  )
+  assert not translate.wanted(ahead, data.load(ahead))
   numbers = config_of(tmp_path, **{'data.source': 'synthetic', 'model.vocab_size': 32})
   assert not translate.wanted(numbers, data.load(numbers))
   text = battery.tiny(**{'train.decoded': 11})

@@ -32,7 +32,9 @@ _MOST = 8  # tokens of an expert
 def wanted(config: Config) -> bool:
   """Whether a resolved config's experts get some tokens and not others."""
   has = any(group.experts for group in count.groups(config))
-  return has and routing.router(config).decision != 'soft'
+  kind = routing.router(config).decision
+  all_of_them = kind == 'token' and routing.choices(config) == routing.experts(config)
+  return has and kind != 'soft' and not all_of_them
 
 
 def choices(config: Config, params: dict, batch: step.Batch) -> dict[str, dict[str, jax.Array]]:

@@ -26,7 +26,7 @@ _JITTER_SITE, _SHARED_SITE = 7, 9  # the experts' own dropout has the FFN's
 class MoE(nn.Module):
   """The experts of the layers of a group, their router, and those that all tokens share.
 
-  config: resolved. product: of the shared experts; the others' is their dispatcher's.
+  config: resolved. product: the matrix product to use.
   """
 
   config: Config
@@ -58,7 +58,7 @@ class MoE(nn.Module):
       weights,
       layer,
       routing.choices(c) if routing.router(c).decision == 'token' else 0,
-      routing.capacity(c, length, training=noise_B is not None),
+      max(1, routing.capacity(c, length, training=noise_B is not None)),  # of a short sequence
       E,
     )
     routed = route(routing.router(c), seen)
@@ -182,11 +182,10 @@ def _load(seen: Tokens, routed: Routing) -> jax.Array:
     on_GTRE = decision.experts_GTR[..., None] == jnp.arange(seen.experts)
     return jnp.sum(on_GTRE.astype(jnp.float32), axis=2)
   if isinstance(decision, ExpertChoice):
-    T = seen.present_GT.shape[1]
-    on_GECT = (decision.tokens_GEC[..., None] == jnp.arange(T)) & (decision.weights_GEC > 0)[
-      ..., None
-    ]
-    return jnp.sum(on_GECT.astype(jnp.float32), axis=2).swapaxes(1, 2)
+    G, E, _ = decision.tokens_GEC.shape
+    at = jnp.arange(G)[:, None, None], decision.tokens_GEC, jnp.arange(E)[:, None]
+    taken_GEC = (decision.weights_GEC > 0).astype(jnp.float32)
+    return jnp.zeros((*seen.present_GT.shape, E)).at[at].add(taken_GEC)
   return routed.probs_GTE * seen.present_GT[..., None]
 
 

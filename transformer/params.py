@@ -50,6 +50,11 @@ def initialize_kept(config: Config, key: jax.Array) -> dict:
   return _tree(config, key, count.kept(config))
 
 
+def variables(config: Config, key: jax.Array) -> dict:
+  """Both: what a model is applied to."""
+  return merge(initialize(config, key), initialize_kept(config, key))
+
+
 def merge(tree: dict, other: dict) -> dict:
   """A nested dictionary with the leaves of both; those of `other` where both have one."""
   nodes = {

@@ -47,7 +47,7 @@ def replay(
   """
   program = train.program(config)
   opened = functools.cache(lambda: _data(folder, config))
-  state, at = _state_before(folder, config, program, step)
+  state, at = _state_before(folder, config, program, step, opened)
   for i in range(at, step - 1):
     walked(i - at, step - 1 - at)
     state, _ = program.train_step(state, program.put(opened().train_batch(i)))
@@ -69,7 +69,11 @@ def _data(folder: Path, config: Config) -> data.Data:
 
 
 def _state_before(
-  folder: Path, config: Config, program: train.Program, step: int
+  folder: Path,
+  config: Config,
+  program: train.Program,
+  step: int,
+  opened: Callable[[], data.Data],
 ) -> tuple[TrainState, int]:
   """The nearest state before a step that can be had, and its own step."""
   fresh = program.init(config)
@@ -82,7 +86,7 @@ def _state_before(
       print(f'{path}: cannot be restored: {reason}', file=sys.stderr)
   origin = runs.origin(config)
   if origin is None:
-    return fresh, 0
+    return train.with_counts(config, program, opened(), fresh), 0
   host, _ = begin(config, origin, host)
   if int(host.step) >= step:
     raise UserError(f'--step={step}: the run began at step {int(host.step)}, of another one')

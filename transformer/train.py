@@ -35,6 +35,7 @@ from transformer import (
 from transformer.begin import begin, check_tokenizer
 from transformer.checkpoint import Checkpoints
 from transformer.config import Config, resolve, static_key
+from transformer.data import Data
 from transformer.errors import UserError
 from transformer.metrics import FILE, MetricsLog, means, read, spread
 from transformer.ops import grouped
@@ -106,6 +107,15 @@ def program(config: Config) -> Program:
     _programs.clear()
     _programs[key] = Program(config)
   return _programs[key]
+
+
+def with_counts(config: Config, program: Program, data: Data, fresh: TrainState) -> TrainState:
+  """A fresh state with what routers know of the training data."""
+  if not health.wants_counts(config):
+    return fresh
+  counts = data.token_counts(config.model.vocab_size)
+  host = health.with_tables(config, program.executor.fetch(fresh), counts)
+  return program.executor.place(host)
 
 
 def run(config: Config, folder: Path, control: Control | None = None) -> dict:
@@ -186,7 +196,7 @@ class _Run:
   def _restore(self) -> tuple[TrainState, int, dict]:
     fresh = self.program.init(self.config)
     if self.checkpoints.empty:
-      return *self._begin(self._prepared(fresh)), {}
+      return *self._begin(with_counts(self.config, self.program, self.data, fresh)), {}
     like = jax.tree.map(_abstract, self.program.executor.fetch(fresh))
     del fresh  # or memory would have to hold it beside the one restored
     restored, host = self.checkpoints.restore(like)
@@ -198,14 +208,6 @@ class _Run:
     self.before = host['seconds']
     restored = restored.replace(hyper=state.hyper_arrays(self.config))
     return self.program.executor.place(restored), int(restored.step), host
-
-  def _prepared(self, fresh: TrainState) -> TrainState:
-    """A fresh state with what routers know of the training data."""
-    if not health.wants_counts(self.config):
-      return fresh
-    counts = self.data.token_counts(self.config.model.vocab_size)
-    host = health.with_tables(self.config, self.program.executor.fetch(fresh), counts)
-    return self.program.executor.place(host)
 
   def _begin(self, fresh: TrainState) -> tuple[TrainState, int]:
     """The state of a run that has no checkpoint yet, and its step."""

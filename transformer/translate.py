@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transformer import decode
+from transformer import count, decode
 from transformer.config import Config
 from transformer.data import Data
 from transformer.files import replacing
@@ -27,7 +27,7 @@ _KEPT = 32  # samples
 
 def wanted(config: Config, data: Data) -> bool:
   """Whether there is text to decode, and it is to be."""
-  both = config.model.architecture == 'encoder_decoder'
+  both = config.model.architecture == 'encoder_decoder' and not count.looks_ahead(config)
   return both and bool(data.tokenizer and config.train.decoded)
 
 

@@ -152,7 +152,9 @@ class Soft(Router):
   Not causal.
   """
 
-  slots: int = setting(0, 'of each expert; 0: as many in all as a group has tokens', low=0)
+  slots: int = setting(
+    0, 'of each expert; 0: as many in all as a group has tokens, one at least', low=0
+  )
   decision: ClassVar[str] = 'soft'
   causal: ClassVar[bool] = False
   weights: ClassVar[dict[str, bool]] = {'router_slots': True}
@@ -188,7 +190,7 @@ def _priority() -> str:
   return setting(
     'order',
     'who comes first: order: earlier tokens; choice: first choices (Lepikhin et al. 2021); score: '
-    'higher scores (Riquelme et al. 2021)',
+    'choices of larger weight (Riquelme et al. 2021 rank tokens by their largest)',
     choices=('order', 'choice', 'score'),
   )
 

@@ -144,14 +144,23 @@ def settle(config: Config, stacks: dict[str, Sequence[int]]) -> dict[str, Any]:
   _check_dispatch(config, mesh)
   _check_causal(config, has)
   out = {'moe.dispatch': spec.canonical(dispatch(config))}
-  for name in ('layers', 'encoder_layers'):
-    out[f'moe.{name}'] = getattr(moe, name).replace(' ', '')
+  out['moe.layers'] = _shown(moe.layers, moe_layers(config))
+  if moe.encoder_layers:
+    out['moe.encoder_layers'] = _shown(moe.encoder_layers, moe_layers(config, encoder=True))
   if moe.encoder_layers and has['encoder_layers'] == has['layers']:
     out['moe.encoder_layers'] = ''
   out['moe.eval_capacity_factor'] = moe.eval_capacity_factor or moe.capacity_factor
   config = config.replace(**out)
   _check_capacity(config, has)
   return out
+
+
+def _shown(pattern: str, wanted: list[bool]) -> str:
+  """A pattern of layers as it is kept: all, and numbers in order, whichever way they were given."""
+  if all(wanted):
+    return 'all'
+  numbers = ','.join(str(i) for i, has in enumerate(wanted) if has)
+  return numbers if pattern[:1].isdecimal() else pattern.replace(' ', '')
 
 
 def _check_router(config: Config) -> None:

@@ -98,16 +98,16 @@ def checked(
       if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise UserError(f'--{what}: id {wrong} is not in the vocabulary of {vocabulary}')
-  if (
-    config.moe.experts
-    and not routing.router(config).causal
-    and any(group.experts for group in count.groups(config) if group.stack == 'layers')
-  ):
+  if count.looks_ahead(config):
+    flag, variant = next(iter(routing.noncausal(config).items()))
     raise UserError(
-      f'--moe.router={config.moe.router}: routes by tokens that are not written yet, so nothing '
+      f'--{flag}={spec.canonical(variant)}: routes by tokens that are not written yet, so nothing '
       'can be written with it'
     )
-  source_BS = None if sources is None else pad(sources, _PROMPTS, front=False)
+  # Where experts choose, or slots mix, how many places there are depends on the padded length.
+  as_trained = config.moe.experts and routing.router(config).decision != 'token'
+  fill = source_len if as_trained else _PROMPTS
+  source_BS = None if sources is None else pad(sources, fill, front=False)
   return pad(prompts, _PROMPTS, front=True), source_BS
 
 
@@ -241,7 +241,8 @@ def in_float32(config: Config) -> Config:
   Tokens that come one by one compete for no place: experts drop none.
   """
   found = config.replace(**{'model.dtype': 'float32'})
-  return found.replace(**{'moe.dispatch': 'dropless'}) if config.moe.experts else found
+  chosen = config.moe.experts and routing.router(config).decision == 'token'
+  return found.replace(**{'moe.dispatch': 'dropless'}) if chosen else found
 
 
 def _empty(config: Config, rows: int, size: int, turned: bool) -> dict:
