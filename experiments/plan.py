@@ -55,7 +55,7 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
   ahead = {v for v, cells in groups.items() if count.looks_ahead(cells[0].config)}
   rows = {variant: _row(experiment, cells[0].config) for variant, cells in groups.items()}
   shown = _shown(list(rows.values()))
-  table.add_column('variant')
+  table.add_column('variant', overflow='fold')
   for heading in ('seeds', *shown):
     table.add_column(heading, justify='right', no_wrap=True)
   table.add_column('state')
