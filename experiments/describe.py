@@ -83,6 +83,7 @@ def describe(asked: Config, config: Config) -> dict:
     'd_ff': {'target': wanted, 'achieved': config.ffn.d_ff, 'ratio': config.ffn.ratio},
     'd_ff_by_layer': widths(config),
     'experts': experts(config),
+    'looks_ahead': count.looks_ahead(config),
     'flops_per_token': count.flops_per_token(config),
     'forward_flops_per_token_by_part': flops,
     'train_tokens': count.train_tokens(config),
@@ -234,12 +235,13 @@ def _experts(facts: dict) -> str:
   shared = f', {found["shared"]} more for all tokens' if found['shared'] else ''
   by_stack = found['layers'].items()
   where = [_layers(at, stack.removesuffix('layers').strip('_')) for stack, at in by_stack if at]
+  ahead = 'routing looks ahead, at tokens that the model is to predict\n' * facts['looks_ahead']
   router, dispatch = (facts['config']['moe'][name] for name in ('router', 'dispatch'))
   return (
     f'experts: {found["number"]:,} of d_ff {", ".join(f"{n:,}" for n in wide)}{split}, '
     f'{found["per_token"]:.3g} a token by {router}{shared}, moved by {dispatch}, in '
     f'{" and ".join(where)} (from 0 on); '
-    f'{facts["active_params"]:,} of {facts["params"]:,} parameters active\n'
+    f'{facts["active_params"]:,} of {facts["params"]:,} parameters active\n{ahead}'
   )
 
 

@@ -49,7 +49,7 @@ _GROUP = 60  # characters shown of a group's name
 
 
 def main() -> int:
-  from transformer import decode
+  from transformer import count, decode
 
   folder = Path(CHECKPOINT.value)
   run, params, step = decode.open_cell(folder, STEP.value)
@@ -71,7 +71,8 @@ def main() -> int:
   if not scores:
     raise UserError(f'--data.source={config.data.source}: holds no text to measure')
   told = {'checkpoint': str(folder), 'step': step, 'source': config.data.source}
-  told |= {'measured': measured, 'seq_len': length, 'stride': stride} | _facts(scores)
+  told |= {'measured': measured, 'seq_len': length, 'stride': stride}
+  told |= {'looks_ahead': count.looks_ahead(run)} | _facts(scores)
   if JSON.value:
     print(json.dumps(told, indent=2))
   else:
@@ -266,6 +267,8 @@ def _print(told: dict) -> None:
   Console().print(table)
   context = told['seq_len'] - told['stride']
   print(f'each token from {context} tokens before it or more, as far as its document reaches back')
+  if told['looks_ahead']:
+    print('its routing looks ahead, at tokens it is to predict: no other loss compares with this')
 
 
 def _join(rows: list[dict]) -> dict:

@@ -21,7 +21,8 @@ Other questions, each with a --workdir of its own:
   does routing collapse without a balance loss?
     --ffn.ratio=4 --vary='switch;switch/balance_loss=0' --baseline=switch --seeds=0..4
   does a bias balance as well as a loss?
-    --moe.experts=16 --vary='topk;bias' --baseline=topk --seeds=0..7
+    --moe.experts=16 --vary='topk(score=sigmoid);bias' --baseline='topk(score=sigmoid)'
+    --seeds=0..7
   what do dropped tokens cost?
     --vary='topk;topk/capacity/capacity_factor=1;topk/capacity/capacity_factor=2' --baseline=topk
   is learning to route worth it?
@@ -35,7 +36,7 @@ from __future__ import annotations
 import re
 
 from experiments import lab, paired
-from transformer import count, flags, matching
+from transformer import axes, count, flags, matching
 from transformer.config import SETTINGS, Config, resolve
 from transformer.errors import UserError, nearest
 
@@ -70,7 +71,12 @@ def mixture(asked: Config, value: str) -> Config:
     if name in told:
       raise UserError(f'--vary={lab.FLAGS.vary}: {value!r} names two of the same')
     told[name] = paired.parsed(name, pair[2]) if pair else part
-  return asked.replace(**told)
+  mixed = asked.replace(**told)
+  if not mixed.moe.experts:
+    raise UserError(
+      f'--vary={lab.FLAGS.vary}: {value!r} has no experts; take one of {", ".join(CONTROLS)}'
+    )
+  return mixed
 
 
 def reference() -> str:
@@ -89,7 +95,16 @@ def config_of(asked: Config, value: str, budget: int) -> Config:
     return paired.fitted(mixture(asked, value), budget)
   _, counted = CONTROLS[value]
   target = counted(resolve(mixture(asked, reference())))
-  return matching.match_d_ff(asked.replace(**{'moe.experts': 0}), target, 'params')
+  dense = {'moe.experts': 0, 'parallel.mesh': _dense_mesh(asked.parallel.mesh)}
+  return matching.match_d_ff(asked.replace(**dense), target, 'params')
+
+
+def _dense_mesh(mesh: str) -> str:
+  """A mesh with its axis expert, which shares batches as data does, merged into data."""
+  sizes = axes.parse_mesh(mesh)
+  if 'expert' in sizes:
+    sizes = {'data': sizes.pop('expert') * sizes.pop('data', 1)} | sizes
+  return ','.join(f'{axis}:{size}' for axis, size in sizes.items())
 
 
 def main() -> int:

@@ -44,6 +44,7 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
   from rich.table import Table
 
   from transformer.analysis.formats import short
+  from transformer.analysis.results import AHEAD
 
   table = Table(
     title=experiment.question, title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False
@@ -51,17 +52,21 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
   groups: dict[str, list[Cell]] = {}
   for cell in experiment.cells:
     groups.setdefault(cell.variant, []).append(cell)
+  ahead = {v for v, cells in groups.items() if count.looks_ahead(cells[0].config)}
   rows = {variant: _row(experiment, cells[0].config) for variant, cells in groups.items()}
   shown = _shown(list(rows.values()))
-  table.add_column('variant')
+  table.add_column('variant', overflow='fold')
   for heading in ('seeds', *shown):
     table.add_column(heading, justify='right', no_wrap=True)
   table.add_column('state')
   for variant, cells in groups.items():
     states = [state(cell.folder(workdir)) for cell in cells]
     told = ', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states))
-    table.add_row(variant, str(len(cells)), *(rows[variant][k] for k in shown), told)
+    name = variant + AHEAD * (variant in ahead)
+    table.add_row(name, str(len(cells)), *(rows[variant][k] for k in shown), told)
   out.print(table)
+  if ahead:
+    out.print(f'{AHEAD.strip()} routing looks ahead: a lower loss of it is void')
   if 'aspect' in shown:
     out.print('aspect: d_model / layers')
   pairs = experiment.base.model.architecture == 'encoder_decoder'

@@ -97,6 +97,21 @@ def test_an_average_of_the_weights_is_what_is_fine_tuned(tmp_path: Path) -> None
   assert 'its moving average' in runs.origin(c.config).describe(c.config)
 
 
+def test_a_router_of_equal_shape_is_named_where_it_differs() -> None:
+  def told(mine: str, theirs: str, **settings: object) -> str:
+    own = {'moe.experts': 4, 'train.init_from': 'whole'} | settings
+    config, other = (_cell(**own | {'moe.router': router}).config for router in (mine, theirs))
+    return runs.Origin(Path('whole'), other, 20).describe(config)
+
+  for init in ('finetune', 'continue'):
+    same = told('topk', 'topk', **{'train.init': init})
+    other = told('topk', 'topk(k=1, score=sigmoid, renormalise=False)', **{'train.init': init})
+    assert other == (
+      f'{same}; --moe.router=topk takes the place of topk(k=1, score=sigmoid, renormalise=False)'
+    )
+  assert '--moe.router' not in told('topk', 'switch', **{'moe.experts': 0}) + same
+
+
 def test_a_run_that_has_begun_needs_its_origin_no_more(origin: Path, tmp_path: Path) -> None:
   class StopAt(train.Control):
     def beat(self, **progress: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests import battery, processes
 from transformer import parametrization
-from transformer.config import Config, resolve
+from transformer.config import Config, resolve, routing
 from transformer.coordinates import CHANGE, RULES, WIDTHS, _at, coordinates, sweep
 from transformer.errors import UserError
 
@@ -117,6 +117,17 @@ def test_scores_and_logits_of_both_rules_are_scaled_alike_at_the_base_alone(aske
     assert logits < 0.8 * one
     grown = 1 if config.model.head_dim else width / first
     assert scores == pytest.approx(plain * grown**-0.5)
+
+
+def test_groups_and_places_are_of_its_own_short_rows():
+  asked = {'data.seq_len': 96, 'moe.group_size': 48, 'moe.experts': 48, 'moe.router': 'switch'}
+  own = SHAPE | asked | {'moe.dispatch': 'capacity', 'moe.capacity_factor': 1.0}
+  shape = _at(Config().replace(**own), 'mup', 'model.d_model', 16, 16)
+  assert routing.capacity(shape, shape.data.seq_len, training=True) == 1
+  assert (shape.moe.group_size, shape.moe.capacity_factor) == (0, 1.5)
+  wide = own | {'moe.capacity_factor': 2.0, 'moe.eval_capacity_factor': 4.0}
+  shape = _at(Config().replace(**wide), 'mup', 'model.d_model', 16, 16)
+  assert (shape.moe.capacity_factor, shape.moe.eval_capacity_factor) == (2, 4)  # enough as asked
 
 
 def test_d_ff_is_swept_in_its_multiples_and_not_where_there_is_none():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer import layers, objective, state, step
-from transformer.config import Config, resolve
+from transformer.config import Config, resolve, routing
 
 RULES = ('standard', 'mup')
 WIDTHS = ('model.d_model', 'ffn.d_ff')
@@ -83,12 +83,16 @@ def coordinates(
 
 def _at(config: Config, rule: str, setting: str, width: int, first: int) -> Config:
   """The model at a width, at the rate that muP gives it at any."""
-  shape = resolve(config)
+  shape, length = resolve(config), 32
+  a_place = routing.experts(shape) / length  # the factor at which each expert has one
   settings = {
     setting: width,
     'model.vocab_size': 64,
+    'moe.group_size': 0,
+    'moe.capacity_factor': max(shape.moe.capacity_factor, a_place),
+    'moe.eval_capacity_factor': max(shape.moe.eval_capacity_factor, a_place),
     'data.source': 'synthetic',
-    'data.seq_len': 32,
+    'data.seq_len': length,
     'data.source_len': 0,
     'data.batch_size': 8,
     'train.accumulate': 1,

@@ -88,16 +88,18 @@ class Origin:
   def describe(self, config: Config) -> str:
     """One line on what a run of `config` takes over, and what is reset."""
     whose = f'{self.folder.name} at step {self.step}'
+    mine, theirs = (c.moe.router if c.moe.experts else '' for c in (config, self.config))
+    router = f'; --moe.router={mine} takes the place of {theirs}' if mine != theirs else ''
     if config.train.init == 'continue':
       return (
         f'--train.init=continue: goes on from {whose} with its weights and optimizer state, on the '
         f'schedule and in the data from step {self.step} of {config.train.steps} on; '
-        "reset are the noise, which is this run's seed's, and the count of skipped steps"
+        f"reset are the noise, which is this run's seed's, and the count of skipped steps{router}"
       )
     weights = 'weights (its moving average)' if self.config.optim.ema else 'weights'
     return (
       f'--train.init=finetune: begins with the {weights} of {whose}; '
-      'optimizer state, step, schedule and place in the data are reset'
+      f'optimizer state, step, schedule and place in the data are reset{router}'
     )
 
 

@@ -67,6 +67,15 @@ def test_an_argument_of_a_variant_groups_and_one_without_it_shows_a_dash(folder)
   assert found.label('-, relu') == 'base - relu'
 
 
+def test_a_dense_model_is_in_no_group_of_a_router(folder):
+  a = folder('a', settings={'moe.experts': 4, 'moe.router': 'topk(k=2)'})
+  b, by = folder('b', settings={}), 'moe.experts,moe.router,moe.router.k,ffn.activation'
+  found = load([a, b], by)
+  assert [v.values[:3] for v in found.variants] == [('4', 'topk(k=2)', '2')] * 2 + [
+    ('0', '-', '-')
+  ] * 2
+
+
 def test_values_that_differ_past_six_digits_are_two_groups(folder):
   rates = {'a': 0.008, 'b': 0.0080000004, 'c': 0.1 + 0.2 - 0.292}
   assert len({f'{rate:.6g}' for rate in rates.values()}) == 1 < len(set(rates.values()))

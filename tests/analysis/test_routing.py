@@ -5,9 +5,11 @@ import dataclasses
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from transformer.analysis import (
   experts,
@@ -23,6 +25,7 @@ from transformer.analysis import (
 from transformer.analysis.grid import grid
 from transformer.analysis.load import load
 from transformer.analysis.results import Results
+from transformer.analysis.theme import LIGHT
 
 from .conftest import STEPS, write_folder
 
@@ -114,6 +117,18 @@ def test_courses_are_means_over_layers_with_a_band_over_seeds(found):
   assert entropy.mean == pytest.approx(0.55) and entropy.points[-1] == (STEPS, pytest.approx(0.55))
   (violation,) = (c for c in lines['max_violation'] if c.variant.name == 'topk')
   assert np.all(violation.low < violation.mean) and np.all(violation.mean < violation.high)
+
+
+@pytest.mark.filterwarnings('error')
+def test_experts_used_evenly_all_the_time_have_an_axis(tmp_path):
+  path = write(tmp_path / 'runs', {'hash': (0.0, 0.0)}, baseline='hash', seeds=1)
+  (rows,) = path.glob('cells/*/metrics.jsonl')
+  rows.write_text(re.sub(r'(/max_violation/\d": )[^,}]+', r'\g<1>0.0', rows.read_text()))
+  figure, even = Figure(), load(path)
+  routing.draw(figure, even, LIGHT)
+  (ax,) = figure.axes
+  assert routing.courses(even)['max_violation'][0].high.max() == 0
+  assert ax.get_ylim() == (0, 0.01)
 
 
 def test_loads_are_relative_to_the_even_share(found):

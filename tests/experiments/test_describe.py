@@ -102,6 +102,11 @@ def test_describe_tells_experts_and_what_a_token_meets() -> None:
     'parameters active'
   ) in shown
   assert told('--preset=bench')['experts'] is None
+  ahead = ' routing looks ahead, at tokens that the model is to predict '
+  assert not facts['looks_ahead'] and ahead not in shown
+  shape += ('--moe.router=expert_choice', '--moe.allow_noncausal')
+  assert told(*shape)['looks_ahead']
+  assert ahead in ' '.join(processes.run('experiments.describe', *shape).stdout.split())
 
 
 def test_tensors_and_memory_as_json() -> None:

@@ -59,7 +59,7 @@ def test_its_own_text_gives_the_runs_own_numbers(run: Path) -> None:
   assert found['nats_per_token'] == pytest.approx(row['eval/loss'], rel=1e-6)
   assert found['bits_per_byte'] == pytest.approx(row['eval/bits_per_byte'], rel=1e-6)
   assert set(found['measured'].values()) == {'held-out part'} and found['step'] == 4
-  assert (found['seq_len'], found['stride']) == (16, 16)
+  assert (found['seq_len'], found['stride'], found['looks_ahead']) == (16, 16, False)
 
 
 def test_groups_and_parts_add_up(run: Path) -> None:
@@ -164,11 +164,15 @@ def test_a_run_on_ids_has_no_bytes(tmp_path: Path) -> None:
   for name, count in (('train', 4000), ('val_a', 500), ('val_b', 300)):
     rng.integers(0, 50, count, dtype=np.uint16).tofile(tmp_path / f'{name}.bin')
   source = f"tokens(glob='{tmp_path}/*.bin', eos=49)"
-  run = train(tmp_path, **{'data.source': source, 'model.vocab_size': 50})
+  routed = {'moe.experts': 2, 'moe.router': 'expert_choice', 'moe.allow_noncausal': True}
+  run = train(tmp_path, **{'data.source': source, 'model.vocab_size': 50} | routed)
   row, found = last_evaluation(run), evaluate(run)
   assert 'eval/bits_per_byte' not in row and found['bits_per_byte'] is None
   assert found['nats_per_token'] == pytest.approx(row['eval/loss'], rel=1e-6)
   assert [g['tokens'] for g in found['groups']] == [499, 299]
+  ahead = 'its routing looks ahead, at tokens it is to predict: no other loss compares with this\n'
+  shown = processes.run('experiments.evaluate', f'--checkpoint={run}').stdout
+  assert found['looks_ahead'] and shown.endswith(ahead)
 
 
 def test_mistakes(run: Path) -> None:

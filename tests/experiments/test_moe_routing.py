@@ -54,10 +54,25 @@ def test_in_all_parameters_the_active_control_is_the_one_that_is_off() -> None:
   assert found['topk(k=4)']['d_ff'] == '192'
 
 
+def test_controls_share_batches_over_the_experts_axis() -> None:
+  vary = '--vary=dense:active;topk;topk/expert_parallel'
+  found = plan('moe_routing', vary, '--parallel.mesh=data:2,expert:2')
+  assert [row['experts'] for row in found.values()] == ['–', '2 of 8', '2 of 8']
+
+
+def test_what_looks_ahead_is_marked() -> None:
+  args = '--vary=topk;expert_choice', '--baseline=topk', '--moe.allow_noncausal'
+  assert list(plan('moe_routing', *args)) == ['topk', 'expert_choice †']
+  shown = run('experiments.moe_routing', '--dry_run', *args).stdout
+  assert '\n† routing looks ahead: a lower loss of it is void\n' in shown
+
+
 _SETTINGS = """
 from experiments import lab, moe_routing
 from transformer.config import PRESETS, Config, resolve
 lab.FLAGS([''])
+for mesh in ('', 'data:4', 'expert:2', 'fsdp:2,expert:2,data:3'):
+  print(moe_routing._dense_mesh(mesh))
 asked = Config().replace(**PRESETS['pilot'] | {'moe.experts': 8, 'moe.capacity_factor': 2.0})
 for value in (
   'switch', 'topk(k=4) / capacity', 'bias/capacity(priority=order)/capacity_factor=0.5',
@@ -73,6 +88,7 @@ def test_a_value_may_name_a_dispatch_and_settings() -> None:
   done = subprocess.run([sys.executable, '-c', _SETTINGS], capture_output=True, text=True)
   assert done.stderr == ''
   assert done.stdout.splitlines() == [
+    *('', 'data:4', 'data:2', 'data:6,fsdp:2'),  # of controls
     'switch dropless 1.25 0.01 1',
     'topk(k=4) capacity 2.0 0.01 1',
     'bias capacity 0.5 0.01 1',
@@ -96,6 +112,8 @@ MISTAKES = {
   "setting 'capacty_factor' of moe; did you mean capacity_factor?",
   '--vary=dense:active,topk/dropless/capacity': '--vary=dense:active,topk/dropless/capacity: '
   "'topk/dropless/capacity' names two of the same",
+  '--vary=dense:active,topk,topk/experts=0': '--vary=dense:active,topk,topk/experts=0: '
+  "'topk/experts=0' has no experts; take one of dense:active, dense:total",
   '--vary=dense:active,topk/capacity_factor=2,topk': '--vary=dense:active,topk/capacity_factor=2,'
   'topk: topk/capacity_factor=2 and topk are the same; leave one out',
   '--vary=dense:active,expert_choice': '--moe.router=expert_choice: looks at tokens ahead, which a '

@@ -13,7 +13,7 @@ from transformer.analysis.results import Cell
 from transformer.config import SETTINGS, Config, result_settings
 from transformer.errors import UserError, nearest
 
-ABSENT = '-'  # what a variant without that argument shows
+ABSENT = '-'  # what a variant without that argument shows, and a dense model of what is of experts
 _WIDTHS = ('ffn.d_ff', 'ffn.ratio')  # one tells the other, and matching a budget moves both
 
 
@@ -94,6 +94,8 @@ def _value(config: Config, path: str) -> Any:
   else:
     slot, _, name = path.rpartition('.')
     value = getattr(spec.parse(slot, config.get(slot)), name, None)
+  if path.startswith('moe.') and path != 'moe.experts' and not config.moe.experts:
+    value = None
   number = isinstance(value, (int, float)) and not isinstance(value, bool)
   return value if number else value_text(value)
 

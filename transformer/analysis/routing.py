@@ -182,7 +182,7 @@ def _dress(ax, name: str, lines: list[Course]) -> None:
   ax.tick_params(labelsize=8)
   ax.set_xlim(0, max(c.steps[-1] for c in lines))
   top = max(max(c.high.max(), *(y for _, y in c.points), 0.0) for c in lines)
-  ax.set_ylim(0, 1.02 if name == 'entropy' else 1.06 * top)
+  ax.set_ylim(0, 1.02 if name == 'entropy' else max(1.06 * top, 0.01))
   ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
   if name != 'max_violation':
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=' %'))
