@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
+gc.set_threshold(100_000, 20, 100)  # tracing makes and drops objects by the million
 # Before jax is imported. Level 0 halves the time to compile; tests run each program a few times.
 _FLAGS = '--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0'
 _GIVEN = os.environ.get('XLA_FLAGS', '')
@@ -55,21 +57,12 @@ def _parameters(item: pytest.Item) -> list[str]:
 
 
 @pytest.fixture(scope='session', autouse=True)
-def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
-  """Prepared data and compiled programs in pytest's own folder, for all workers and processes."""
-  import jax
-
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+  """Points $ISOFFN_CACHE into pytest's own folder, one for all of its parallel workers."""
   base = tmp_path_factory.getbasetemp()
   shared = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
-  programs = {
-    'jax_compilation_cache_dir': str(shared / 'programs'),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('ISOFFN_CACHE', str(shared / 'isoffn-cache'))
-    for name, value in programs.items():
-      jax.config.update(name, value)
-      patch.setenv(name.upper(), str(value))
     yield
 
 

@@ -50,10 +50,17 @@ sys.exit(worker.main(sys.argv[1:]))
 
 
 def environment(**more: str) -> dict[str, str]:
-  """Ours, less what would force devices; the cache of prepared data is the one of all tests."""
+  """Ours, less what would force devices.
+
+  Prepared data and compiled programs are kept for all tests. pytest's own processes keep none of
+  the latter: with thousands in memory, XLA crashes as it writes one down.
+  """
   env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'PACE', 'COLUMNS')}
   env |= {'JAX_PLATFORMS': 'cpu', 'COLUMNS': '300'}
   env['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiles in half the time
+  if kept := env.get('ISOFFN_CACHE'):
+    env |= {'JAX_COMPILATION_CACHE_DIR': f'{kept}-programs'}
+    env |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}
   return env | more
 
 

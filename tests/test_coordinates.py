@@ -42,7 +42,13 @@ def test_sizes_stay_under_mup_and_grow_under_the_standard_rule(setting, widths, 
     assert standard[name] > 0.3, name
 
 
-@pytest.mark.parametrize('kind', ['decoder', 'encoder', 'encoder_decoder'])
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'encoder',
+    *(pytest.param(k, marks=pytest.mark.exhaustive) for k in ('decoder', 'encoder_decoder')),
+  ],
+)
 def test_rules_begin_alike_at_the_base_and_every_run_is_watched(kind):
   own = {'moe.experts': 2, 'moe.router': 'bias'} if kind == 'encoder' else {}
   own |= {'model.architecture': kind, 'data.source_len': 7}
