@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 gc.set_threshold(100_000, 20, 100)  # tracing makes and drops objects by the million
 # Before jax is imported. Level 0 halves the time to compile; tests run each program a few times.
@@ -64,6 +65,21 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('ISOFFN_CACHE', str(shared / 'isoffn-cache'))
     yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_programs() -> None:
+  """Forgets compiled programs before Linux refuses to map more memory, where XLA would crash.
+
+  Each takes some of the 65,530 mappings that a process may have.
+  """
+  yield
+  maps = Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > 25_000:
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
