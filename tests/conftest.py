@@ -58,12 +58,16 @@ def _parameters(item: pytest.Item) -> list[str]:
 
 
 @pytest.fixture(scope='session', autouse=True)
-def data_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-  """Points $ISOFFN_CACHE into pytest's own folder, one for all of its parallel workers."""
+def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+  """Prepared data and compiled programs in pytest's own folder, for all workers and processes."""
+  import jax
+
   base = tmp_path_factory.getbasetemp()
   shared = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('ISOFFN_CACHE', str(shared / 'isoffn-cache'))
+    jax.config.update('jax_compilation_cache_dir', str(shared / 'isoffn-cache-programs'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     yield
 
 

@@ -52,8 +52,7 @@ sys.exit(worker.main(sys.argv[1:]))
 def environment(**more: str) -> dict[str, str]:
   """Ours, less what would force devices.
 
-  Prepared data and compiled programs are kept for all tests. pytest's own processes keep none of
-  the latter: with thousands in memory, XLA crashes as it writes one down.
+  Prepared data and compiled programs are those of all tests.
   """
   env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'PACE', 'COLUMNS')}
   env |= {'JAX_PLATFORMS': 'cpu', 'COLUMNS': '300'}
