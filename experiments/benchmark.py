@@ -85,7 +85,8 @@ def in_turns(ours: Turn, theirs: Turn | None) -> dict:
   middle = sorted(range(len(ratios)), key=ratios.__getitem__)[len(ratios) // 2]
   mine, theirs = rounds[middle]
   told = {'ratio': statistics.median(ratios), 'ratio_by_round': [round(r, 3) for r in ratios]}
-  return mine | told | {'against': theirs, 'against_flags': AGAINST.value or COMMAND.value}
+  what = {'against_command': COMMAND.value} if COMMAND.value else {'against_flags': AGAINST.value}
+  return mine | told | {'against': theirs} | what
 
 
 def foreign(command: str) -> dict:

@@ -12,8 +12,7 @@ With --upcycle, either of the two into a run whose FFNs are experts.
 A folder of transformers has config.json and model.safetensors, of GPT-2, Llama, Mistral, Mixtral,
 BERT or Marian, and is read and written without torch. In a run token 0 ends a document, so rows of
 the vocabulary are exchanged on the way in and back on the way out; a round trip changes no bit of
-them. What no family of transformers is cannot be written. A run with these flags
-is a GPT-2:
+them. What no family of transformers is cannot be written. A run with these flags is a GPT-2:
 
   --model.embedding_scale=one --model.positions=learned --model.norm='layernorm(epsilon=1e-05)'
   --model.bias --ffn.bias --ffn.activation=gelu_tanh

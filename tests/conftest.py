@@ -66,8 +66,11 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
   shared = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('ISOFFN_CACHE', str(shared / 'isoffn-cache'))
-    jax.config.update('jax_compilation_cache_dir', str(shared / 'isoffn-cache-programs'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    programs = {'jax_compilation_cache_dir': str(shared / 'programs')}
+    programs |= {'jax_persistent_cache_min_compile_time_secs': 0.1}
+    for name, value in programs.items():
+      jax.config.update(name, value)
+      patch.setenv(name.upper(), str(value))
     yield
 
 

@@ -50,16 +50,10 @@ sys.exit(worker.main(sys.argv[1:]))
 
 
 def environment(**more: str) -> dict[str, str]:
-  """Ours, less what would force devices.
-
-  Prepared data and compiled programs are those of all tests.
-  """
+  """Ours, less what would force devices; prepared data and programs are those of all tests."""
   env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'PACE', 'COLUMNS')}
   env |= {'JAX_PLATFORMS': 'cpu', 'COLUMNS': '300'}
   env['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiles in half the time
-  if kept := env.get('ISOFFN_CACHE'):
-    env |= {'JAX_COMPILATION_CACHE_DIR': f'{kept}-programs'}
-    env |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}
   return env | more
 
 

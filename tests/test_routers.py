@@ -34,7 +34,7 @@ def seen(router: str, present=ALL, ids=(0, 1, 2, 3), capacity: int = 0, **weight
   logits_GTE = jnp.log(jnp.asarray(ODDS, jnp.float32))[None]
   if variant.decision == 'soft':
     logits_GTE = logits_GTE[..., None]
-  if variant.tokens:
+  if variant.variant == 'hash':
     logits_GTE = None
   k = 0 if variant.decision != 'token' else variant.choices(3, 1)
   ids_GT, present_GT = jnp.array([ids], jnp.int32), jnp.array([present])

@@ -125,11 +125,9 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
       add(
         [f'{group.name}/{path}' for path in _experts(config, group)], **own, C=_slots(config, group)
       )
-      wide = dict(
-        F=config.moe.shared_experts * group.d_ff, M=config.moe.shared_experts * group.d_ff
-      )
-      leaves = ffn_leaves(config, group.stack) if config.moe.shared_experts else []
-      add([f'{group.name}/ffn/shared/{leaf}' for leaf in leaves], **own | wide)
+      joint = config.moe.shared_experts * group.d_ff
+      leaves = ffn_leaves(config, group.stack) if joint else []
+      add([f'{group.name}/ffn/shared/{leaf}' for leaf in leaves], **own | dict(F=joint, M=joint))
   if config.ffn.shared:
     add([f'ffn/{leaf}' for leaf in ffn_leaves(config)])
   if m.norm_placement != 'post':
@@ -179,15 +177,15 @@ def kept(config: Config) -> dict[str, tuple[int, ...]]:
   }
 
 
-def _length(config: Config, group: Group) -> int:
+def length(config: Config, group: Group) -> int:
   """Tokens of the sequences of a group's stack."""
   return sizes(config)['S' if group.stack == 'encoder_layers' else 'T']
 
 
 def _slots(config: Config, group: Group) -> int:
   """Slots of each expert under soft routing."""
-  length = routing.group_length(config, _length(config, group))
-  return routing.capacity(config, length, training=True)
+  tokens = routing.group_length(config, length(config, group))
+  return routing.capacity(config, tokens, training=True)
 
 
 def branch_names(config: Config, group: Group) -> list[str]:
@@ -270,8 +268,8 @@ def active(config: Config, group: Group) -> float:
   variant = routing.router(config)
   if variant.decision == 'token':
     return routing.choices(config)
-  length = routing.group_length(config, _length(config, group))
-  return group.experts * routing.capacity(config, length, training=True) / length
+  tokens = routing.group_length(config, length(config, group))
+  return group.experts * routing.capacity(config, tokens, training=True) / tokens
 
 
 def experts(config: Config) -> tuple[int, float]:
@@ -306,14 +304,11 @@ def flops_by_part(config: Config) -> dict[str, int]:
 
 def _ffn_flops(config: Config, group: Group) -> float:
   """Of the feed-forward networks of a group of layers, per token of their stack."""
-  inputs, D = (
-    len(spec.parse('ffn.activation', activation(config, group.stack)).inputs),
-    sizes(config)['D'],
-  )
+  inputs = len(spec.parse('ffn.activation', activation(config, group.stack)).inputs)
   between = inputs * (config.ffn.hidden_layers - 1)
 
   def network(width: int) -> int:
-    return 2 * ((inputs + 1) * D + between * width) * width
+    return 2 * ((inputs + 1) * config.model.d_model + between * width) * width
 
   if not group.experts:
     return group.size * network(group.d_ff)

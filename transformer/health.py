@@ -82,15 +82,15 @@ def with_tables(config: Config, state: TrainState, counts_V: np.ndarray) -> Trai
   return state.replace(model_state=kept)
 
 
-def rebalanced(config: Config, model_state: dict, sums: Sums, rate: jax.Array) -> dict:
-  """What routers keep after a step: biases moved by `rate` towards an even load.
+def rebalanced(config: Config, model_state: dict, sums: Sums, hyper: dict[str, jax.Array]) -> dict:
+  """What routers keep after a step: biases moved by their rate towards an even load.
 
   b ← b + rate · sign(mean load − load) (Wang et al. 2024, algorithm 1).
   """
   if routing.router(config).variant != 'bias':
     return model_state
   load_LE = sums['load']
-  move_LE = rate * jnp.sign(jnp.mean(load_LE, axis=1, keepdims=True) - load_LE)
+  move_LE = hyper['moe.router.rate'] * jnp.sign(jnp.mean(load_LE, axis=1, keepdims=True) - load_LE)
   done = 0
   for group in count.groups(config):
     if group.experts:

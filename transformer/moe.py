@@ -117,8 +117,7 @@ def grouped_shapes(config: Config, shares: int) -> set[Shape]:
   found = set()
   for group in count.groups(config) if routing.dispatch(config).variant == 'dropless' else ():
     if group.experts:
-      length = count.sizes(config)['S' if group.stack == 'encoder_layers' else 'T']
-      D, F = config.model.d_model, group.d_ff
+      D, F, length = config.model.d_model, group.d_ff, count.length(config, group)
       between = {(F, F)} if config.ffn.hidden_layers > 1 else set()
       for rows in {config.data.batch_size, config.data.batch_size // config.train.accumulate}:
         choices = rows // shares * length * routing.choices(config)

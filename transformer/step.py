@@ -85,7 +85,9 @@ def train_step(
     step=state.step + 1,
     params=keep(params, state.params),
     opt_state=keep(opt_state, state.opt_state),
-    model_state=keep(_rebalanced(config, state, sums), state.model_state),
+    model_state=keep(
+      health.rebalanced(config, state.model_state, sums['routed'], state.hyper), state.model_state
+    ),
     ema=keep(optimizer.average(config, state.ema, params, state.step), state.ema),
     bad_steps=(state.bad_steps + 1) * bad,
     skipped=state.skipped + bad,
@@ -102,11 +104,6 @@ def train_step(
     f'router/{name}_loss': jnp.stack([sums[name], targets]) for name in moe.LOSSES if name in sums
   }
   return state, metrics | {name: jnp.where(good, x, 0.0) for name, x in routed.items()}
-
-
-def _rebalanced(config: Config, state: TrainState, sums: Sums) -> dict:
-  rate = state.hyper.get('moe.router.rate', 0.0)
-  return health.rebalanced(config, state.model_state, sums['routed'], rate)
 
 
 def gradient(config: Config, state: TrainState, batch: Batch, reduce: Reduce) -> tuple[dict, Sums]:

@@ -235,7 +235,8 @@ class _Run:
         f'--loss.mask_rate={self.config.loss.mask_rate}: hides no token of the held-out text, so '
         'there is nothing to find again; ask for more, or for a larger --data.held_out'
       )
-    row = {'eval/loss': float(nats := sums['nats']) / float(sums['targets'])}
+    nats = float(sums['nats'])
+    row = {'eval/loss': nats / float(sums['targets'])}
     if self.data.held_out_bytes and self.config.model.architecture != 'encoder':
       row['eval/bits_per_byte'] = float(nats / math.log(2) / self.data.held_out_bytes)
     if now == self.config.train.steps and translate.wanted(self.config, self.data):

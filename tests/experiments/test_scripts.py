@@ -24,6 +24,21 @@ def test_benchmark_prints_one_object_with_the_agreed_names() -> None:
   assert told['params'] == processes.cell('x').config.model.vocab_size * 16 + 16 * 3 + 3072
 
 
+def test_benchmark_takes_turns_with_other_flags() -> None:
+  ours = ('--moe.experts=4', '--moe.router=bias', '--seconds=0.01', '--rounds=3', '--json')
+  for what in ('train', 'decode'):
+    flags = (*SMALL, *ours, f'--what={what}', '--prompt_tokens=3', '--new_tokens=5')
+    ran = processes.run('experiments.benchmark', *flags, '--against=--moe.experts=0')
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert (told['what'], told['against']['what']) == (what, what)
+    assert told['params'] > told['against']['params']
+    assert told['against_flags'] == '--moe.experts=0'
+    rates = told['tokens_per_s'] / told['against']['tokens_per_s']
+    assert told['ratio'] == pytest.approx(rates)
+    assert sorted(told['ratio_by_round'])[1] == round(told['ratio'], 3)
+
+
 def test_benchmark_refuses_other_data() -> None:
   ran = processes.run('experiments.benchmark', '--data.source=stdlib')
   assert ran.returncode == 2
@@ -112,6 +127,17 @@ def test_benchmark_of_decoding_beside_another_program() -> None:
   ('flag', 'message'),
   [
     ('--what=sing', '--what=sing: choose from train, decode'),
+    ('--against=hello', "--against=hello: should be settings, as in '--ffn.activation=relu'"),
+    (
+      '--against=--moe.exprts=0',
+      "--against=--moe.exprts=0: Unknown command line flag 'moe.exprts'. Did you mean: "
+      'moe.experts ?',
+    ),
+    (
+      '--against=--model.num_heads=3',
+      '--model.num_heads=3: does not divide --model.d_model=16; choose a divisor or set '
+      '--model.head_dim',
+    ),
     ('--new_tokens=0', '--new_tokens=0: below the least allowed, 1'),
     (
       '--against_command=echo no',

@@ -22,14 +22,13 @@ class Router:
 
   weights: its arrays by the names they have beside experts: True where they are trained, False
   where they are kept between steps and changed by no gradient. losses: which of the balance and z
-  losses apply to it. tokens: it reads the ids of tokens.
+  losses apply to it.
   """
 
   decision: ClassVar[str] = 'token'
   causal: ClassVar[bool] = True
   weights: ClassVar[dict[str, bool]] = {'router': True}
   losses: ClassVar[tuple[str, ...]] = ('balance', 'z')
-  tokens: ClassVar[bool] = False
 
   def choices(self, experts: int, granularity: int) -> int:
     """Experts that a token chooses; granularity splits each into as many."""
@@ -113,7 +112,6 @@ class Hash(Router):
   k: int = setting(1, 'experts a token', low=1)
   balanced: bool = setting(False, 'by frequency in the training data')
   losses: ClassVar[tuple[str, ...]] = ()
-  tokens: ClassVar[bool] = True
 
   @property
   def weights(self) -> dict[str, bool]:
