@@ -31,7 +31,8 @@ from typing import Any
 from transformer import spec
 from transformer.axes import Param
 from transformer.config.activations import Gated, Plain
-from transformer.config.settings import Config, setting
+from transformer.config.field import setting
+from transformer.config.settings import Config
 from transformer.errors import UserError
 
 __all__ = ['Param', 'activation', 'load', 'schedule', 'source']

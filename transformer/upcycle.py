@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from transformer import count, spec
 from transformer.config import Config, resolve
-from transformer.config.settings import setting
+from transformer.config.field import setting
 from transformer.errors import UserError, nearest
 from transformer.params import initialize
 

@@ -1,6 +1,8 @@
 """Settings, variants, presets; `resolve` turns what was asked into what runs. Never imports jax."""
 
 from transformer.config import activations, data, moe, routing, variants
+from transformer.config.field import setting
+from transformer.config.placement import LaunchConfig, ParallelConfig
 from transformer.config.presets import PRESETS
 from transformer.config.resolve import (
   config_hash,
@@ -19,14 +21,11 @@ from transformer.config.settings import (
   Config,
   DataConfig,
   FFNConfig,
-  LaunchConfig,
   LossConfig,
   ModelConfig,
   MoEConfig,
   OptimConfig,
-  ParallelConfig,
   TrainConfig,
-  setting,
 )
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from transformer import spec
 from transformer.axes import Param
-from transformer.config.settings import setting
+from transformer.config.field import setting
 from transformer.errors import UserError
 from transformer.spec import declare
 

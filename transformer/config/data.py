@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from transformer import spec
 from transformer.config import tokenizer_file
-from transformer.config.settings import Config, setting
+from transformer.config.field import setting
+from transformer.config.settings import Config
 from transformer.errors import UserError
 from transformer.spec import declare
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from transformer.config.settings import setting
+from transformer.config.field import setting
 from transformer.spec import declare
 
 

@@ -11,26 +11,13 @@ A setting is one of three kinds:
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformer import spec
+from transformer.config.field import setting
+from transformer.config.placement import LaunchConfig, ParallelConfig
 from transformer.errors import UserError, nearest
-
-
-def setting(
-  default: Any,
-  help: str,
-  *,
-  kind: str = 'static',
-  low: float | None = None,
-  high: float | None = None,
-  choices: tuple[str, ...] | None = None,
-  slot: str = '',
-) -> Any:
-  """A dataclass field that is also a flag. slot: of the variant that an argument names."""
-  metadata = dict(help=help, kind=kind, low=low, high=high, choices=choices, slot=slot)
-  return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -278,25 +265,6 @@ class TrainConfig:
     'finetune: only weights come from init_from; continue: all does, and its step goes on',
     kind='traced',
     choices=('finetune', 'continue'),
-  )
-
-
-@dataclass(frozen=True)
-class ParallelConfig:
-  """How one program is laid over devices. Never changes a result beyond rounding."""
-
-  mode: str = setting('auto', 'executor', kind='free', choices=('auto', 'pmap', 'mesh'))
-  mesh: str = setting(
-    '', "mesh axes and sizes, as in 'data:4,fsdp:2'; empty: all devices on data", kind='free'
-  )
-
-
-@dataclass(frozen=True)
-class LaunchConfig:
-  """Where the cells of an experiment run."""
-
-  workers: int = setting(
-    0, 'processes side by side; 0: one a core on CPU, one on an accelerator', kind='free', low=0
   )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from transformer.config.settings import setting
+from transformer.config.field import setting
 from transformer.errors import UserError
 from transformer.spec import declare
 
