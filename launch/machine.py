@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.metadata
 import importlib.util
@@ -75,6 +76,17 @@ def schedulable_cores() -> list[int]:
     return cores[: max(1, math.ceil(int(quota) / int(period)))]
   except (OSError, ValueError):  # no cgroup v2, or 'max'
     return cores
+
+
+def oom_kills() -> int:
+  """How many processes of this container, or machine, were killed so far for want of memory."""
+  for path in ('/sys/fs/cgroup/memory.events', '/proc/vmstat'):
+    with contextlib.suppress(OSError):
+      for line in Path(path).read_text().splitlines():
+        name, _, count = line.partition(' ')
+        if name == 'oom_kill':
+          return int(count)
+  return 0
 
 
 def on_cpu() -> bool:
