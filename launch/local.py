@@ -100,13 +100,13 @@ def run(
   pool = Pool(workdir, places, launch, worker_command, retries)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
-  with _signals() as asked, records.running(workdir, launch) as cancelled, pool, display:
+  with signals() as asked, records.running(workdir, launch) as cancelled, pool, display:
     work.run(asked, cancelled)
   return outcome
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
   """Collects SIGINT and SIGTERM in the list it yields; puts the handlers back."""
   asked: list[int] = []
   if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The course of a search, trial by trial, and how much each setting mattered to it, as a picture."""
+"""The course of a search, trial by trial, and how much each setting mattered, as a picture."""
 
 from __future__ import annotations
 
@@ -30,14 +30,18 @@ def trials(results: Results) -> list[Trial]:
   ]
 
 
-def best(found: list[Trial]) -> Trial | None:
-  """The trial of lowest loss among those that came to their end."""
-  complete = [t for t in found if t.state == 'complete']
-  return min(complete, key=lambda t: t.loss) if complete else None
+def best(results: Results) -> str:
+  """The trial of lowest loss among those that came to their end, in words; '' if there is none."""
+  complete = [t for t in trials(results) if t.state == 'complete']
+  if not complete:
+    return ''
+  top = min(complete, key=lambda t: t.loss)
+  params = ', '.join(f'{name} {value_text(value)}' for name, value in top.params.items())
+  return f'Best of {len(complete)}: trial {top.number}, {formats.loss(top.loss)} at {params}.'
 
 
 def caption(results: Results) -> str:
-  told, found = results.searched, trials(results)
+  told = results.searched
   states = Counter(t.get('state') for t in told.get('told', ()))
   counts = ', '.join(f'{n} {state}' for state, n in states.items())
   how = f'{told.get("trials")} trials by {told.get("sampler")}, pruned by {told.get("prune")}'
@@ -45,9 +49,7 @@ def caption(results: Results) -> str:
     f'Search of {told.get("space")}: {how} ({counts}). Left: loss of each trial; line: the best so '
     'far; crosses: pruned, at the loss they had then.'
   )
-  if top := best(found):
-    params = ', '.join(f'{name} {value_text(value)}' for name, value in top.params.items())
-    text += f' Best: trial {top.number}, {formats.loss(top.loss)} at {params}.'
+  text += f' {best(results)}'.rstrip()
   if told.get('importance'):
     text += (
       ' Right: how much each setting decides whether a trial is among the best quarter '
