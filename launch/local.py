@@ -34,7 +34,8 @@ if TYPE_CHECKING:
   from rich.console import Console
 
 _TICK = 0.1  # seconds between looks at the workers
-_SPARE = 20.0  # a look at all cells is followed by as many times its length without one
+_SPARE = 20.0  # a look at all cells is followed by as many times its length without one,
+_LONGEST = 2.0  # or by these seconds
 _MOST_FRUITLESS = 3  # workers in a row that die before they begin a cell
 
 
@@ -188,7 +189,7 @@ class _Launch:
         self._add(cell)
         self._available.append(cell.folder_name)
     now = time.monotonic()
-    self._next_scan = now + _SPARE * (now - began)
+    self._next_scan = now + min(_LONGEST, _SPARE * (now - began))
 
   def _stop(self, heard: int, asked: int) -> int:
     """Passes on what has been asked since `heard` signals; returns how many are heard now."""

@@ -37,12 +37,11 @@ def main() -> int:
   asked = folder.asked(workdir)
   if asked.get('search'):
     raise UserError(f'--workdir={workdir}: a search goes on by its command: {asked["command"]}')
-  wanted = _causes(FLAGS.cause)
+  again = _causes(FLAGS.cause) if FLAGS.failed or FLAGS.cause else ()
   names = [
-    c.folder.name
-    for c in folder.read(workdir)
-    if c.state in ('waiting', 'lost')
-    or (FLAGS.failed and c.state == 'failed' and c.cause in wanted)
+    cell.folder.name
+    for cell in folder.read(workdir)
+    if cell.state in ('waiting', 'lost') or (cell.state == 'failed' and cell.cause in again)
   ]
   if not names:
     print(f'{workdir}: nothing to go on with')
