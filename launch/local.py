@@ -70,13 +70,14 @@ def run(
   worker_command: Sequence[str] | None = None,
   retries: int = 2,
   source: Source | None = None,
+  of: int = 0,
 ) -> Outcome:
   """Runs every cell that is not done, side by side in `workers` processes, and waits.
 
   workers: 0: one a core on CPU, one an accelerator. console: a rich console; standard error
   unless given. worker_command: what to start instead of `python -m launch.worker`. retries: tries
   of a cell after one whose cause may pass (causes.py), as when its worker died; others have one a
-  launch. source: makes further cells.
+  launch. source: makes further cells. of: cells of the whole experiment, where these are but some.
 
   SIGINT or SIGTERM, or launch.cancel, lets the workers checkpoint and leave; a second signal kills
   them. Raises OSError naming the file if the run folder cannot be written, UserError if no worker
@@ -97,7 +98,7 @@ def run(
   launch, skipped = uuid.uuid4().hex, len(outcome.skipped_done)
   total = source.total if source else len(todo) + skipped
   # seats as for all cells: one continued must not find itself on other cores than it began on
-  places = seats(workers, total, _devices_of(cells))[: total - skipped]
+  places = seats(workers, max(of, total), _devices_of(cells))[: total - skipped]
   pool = Pool(workdir, places, launch, worker_command, retries)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)

@@ -54,7 +54,7 @@ def main() -> int:
     )
   on = FLAGS.on or _engine(workdir)
   if on == engines.LOCAL:
-    return _run(workdir, cells)
+    return _run(workdir, cells, len(asked['cells']))
   count = engines.submit(on, cells, workdir)
   print(f'{count} cells submitted to {on}')
   return 0
@@ -92,13 +92,13 @@ def _cells(workdir: Path, asked: dict, names: Sequence[str]) -> list[Cell]:
   return found
 
 
-def _run(workdir: Path, cells: Sequence[Cell]) -> int:
-  """Runs cells on this machine and writes the report."""
+def _run(workdir: Path, cells: Sequence[Cell], of: int) -> int:
+  """Runs some of a folder's `of` cells on this machine and writes the report."""
   from launch import local
   from transformer.analysis import report
 
   launch = cells[0].config.launch
-  outcome = local.run(workdir, cells, launch.workers, retries=launch.retries)
+  outcome = local.run(workdir, cells, launch.workers, retries=launch.retries, of=of)
   results = report.write(workdir)
   print(f'{len(outcome.done)} done, {len(outcome.failed)} failed')
   print(f'Report: {results.out / "report.html"}')

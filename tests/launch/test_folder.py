@@ -110,7 +110,7 @@ def again(monkeypatch: pytest.MonkeyPatch, workdir: Path):
 
   def call(**given: object) -> list[str]:
     run: list[str] = []
-    monkeypatch.setattr(retry, '_run', lambda w, cells: run.extend(c.name for c in cells) or 0)
+    monkeypatch.setattr(retry, '_run', lambda w, cells, of: run.extend(c.name for c in cells) or 0)
     told = dict(workdir=str(workdir), failed=False, cause='', on='') | given
     monkeypatch.setattr(retry, 'FLAGS', type('Flags', (), told))
     monkeypatch.setattr(retry.flags, 'given', dict)

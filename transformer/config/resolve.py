@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -318,9 +319,14 @@ def hyper(config: Config) -> dict[str, float]:
   return {n: float(v) for n, v in traced.items() if not n.startswith(apart)}
 
 
+@functools.cache
+def _defaults() -> dict[str, Any]:
+  return sort_settings(Config(), ('static', 'traced'))
+
+
 def result_settings(config: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
   """The settings of a resolved config that change its result and differ from their default."""
-  default = sort_settings(Config(), ('static', 'traced'))
+  default = dict(_defaults())
   for slot in spec.slots():  # of any variant, so that a new argument of it changes no hash either
     variant = spec.parse(slot, config.get(slot))
     default |= {f'{slot}.{f.name}': f.default for f in dataclasses.fields(variant)}
