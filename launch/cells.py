@@ -7,6 +7,7 @@ Launchers, workers and reports meet only in these folders. Every launcher builds
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Cell:
   def seed(self) -> int:
     return self.config.seed
 
-  @property
+  @functools.cached_property  # it hashes the whole config
   def folder_name(self) -> str:
     """'<name>-<hash>': readable, safe in a path and on a command line."""
     readable = re.sub(r'[^A-Za-z0-9._=-]+', '_', self.name).lstrip('-.')[:_LONGEST]

@@ -91,7 +91,7 @@ class Study:
       direction='minimize',
       pruner=_pruner(self._optuna, search.prune),
     )
-    self.cells: list[Cell] = []
+    self._known: dict[str, Cell] = {}
     for trial in self._trials():
       if set(trial.params) == set(search.axes):
         self._know(search.cell_of(self._point(trial.params)))
@@ -191,8 +191,12 @@ class Study:
     return {name: axis.value(params[name]) for name, axis in self._search.axes.items()}
 
   def _know(self, cell: Cell) -> None:
-    if all(cell.folder_name != known.folder_name for known in self.cells):
-      self.cells.append(cell)
+    self._known.setdefault(cell.folder_name, cell)
+
+  @property
+  def cells(self) -> list[Cell]:
+    """Those of all trials so far, each once."""
+    return list(self._known.values())
 
   def _trials(self) -> list[optuna.trial.FrozenTrial]:
     return self._study.get_trials(deepcopy=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformer.analysis import formats, inside
@@ -158,7 +158,8 @@ def _mean(variant: Variant, key: str) -> str:
 
 def records(results: Results) -> list[dict]:
   """One plain record a variant, for summary.csv: full digits, ASCII, empty where unknown."""
-  return [_record(results, v) for v in results.ranked]
+  scores, statistics = _scores(results), inside.statistics(results)
+  return [_record(results, v, scores, statistics) for v in results.ranked]
 
 
 _SHAPE = (
@@ -173,7 +174,7 @@ _SHAPE = (
 )
 
 
-def _record(results: Results, v: Variant) -> dict:
+def _record(results: Results, v: Variant, scores: Sequence[str], statistics: Sequence[str]) -> dict:
   nats, bits, d = v.sample(NATS.key), v.sample(BITS.key), v.difference
   speed = v.sample('tokens_per_s')
   record = {'variant': v.name} | dict(zip(results.by, v.values, strict=True))
@@ -206,8 +207,8 @@ def _record(results: Results, v: Variant) -> dict:
     'skipped_steps': v.total('skipped_steps'),
     'loss_spikes': v.total('spikes'),
   }
-  for key in _scores(results):
+  for key in scores:
     score, name = v.sample(key), key.partition('/')[2]
     record |= {f'{name}_mean': score.mean if score.n else None, f'{name}_half_width_95': score.half}
-  record |= {f'ffn/{name}': inside.mean(v, name) for name in inside.statistics(results)}
+  record |= {f'ffn/{name}': inside.mean(v, name) for name in statistics}
   return {key: '' if value is None else value for key, value in record.items()}
