@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from experiments import plan
 from experiments.plan import Experiment
 from launch.cells import read_json, stale, state, write_json
-from transformer import boards, count, flags, runs
+from transformer import boards, count, flags, hardware, runs
 from transformer.config import Config, idle, result_settings
 from transformer.errors import UserError
 
@@ -42,6 +42,19 @@ def define_flags(name: str, **defaults: object) -> None:
   flags.script_flag('bool', 'dry_run', False, 'print cells and cost, run nothing')
   flags.script_flag('bool', 'recompute', False, 'run cells again that other code or data made')
   flags.script_flag('bool', 'accept_stale', False, 'keep cells that other code or data made')
+
+
+def asked() -> Config:
+  """What the flags ask; --model.dtype=auto is what it came to when the folder was begun, or here.
+
+  So an experiment goes on in one type on whatever machine it is continued.
+  """
+  config = flags.config()
+  if config.model.dtype != 'auto':
+    return config
+  there = read_json(Path(FLAGS.workdir) / 'resolved.json', strict=False) or {}
+  dtype = there.get('model', {}).get('dtype') or hardware.fast_dtype()
+  return config.replace(**{'model.dtype': dtype})
 
 
 def run(experiment: Experiment) -> int:

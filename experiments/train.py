@@ -28,7 +28,7 @@ lab.define_flags(NAME, **PRESETS['pilot'], **{'train.eval_every': 100})
 
 
 def main() -> int:
-  asked = flags.config()
+  asked = lab.asked()
   config = resolve(asked)
   variant = config.ffn.activation
   cell = Cell(f'{variant}-seed{config.seed}', variant, config)

@@ -102,7 +102,8 @@ _programs: dict[str, Program] = {}
 
 def program(config: Config) -> Program:
   """The program of a resolved config. The last one is kept: cells of equal shape come in a row."""
-  key = f'{config.parallel} {config.model.unroll} {static_key(config)}'
+  m = config.model
+  key = f'{config.parallel} {m.unroll} {m.remat} {static_key(config)}'
   if key not in _programs:
     _programs.clear()
     _programs[key] = Program(config)
