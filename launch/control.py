@@ -14,14 +14,14 @@ BEAT_SECONDS = 0.5
 
 
 class Stopping:
-  """True once SIGTERM or SIGINT has come or the parent process is gone.
+  """True once SIGTERM, SIGINT or SIGUSR1 has come or the parent process is gone.
 
   Signals only ask: a step, a checkpoint or a write under way is finished first.
   """
 
   def __init__(self, parent: int):
     self._parent, self._asked = parent, False
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
       signal.signal(number, self._ask)
 
   def _ask(self, number: int, frame: object) -> None:

@@ -50,11 +50,13 @@ def run(
   workers: int,
   console: Console | None = None,
   worker_command: Sequence[str] | None = None,
+  asked: list[int] | None = None,
 ) -> Outcome:
   """Runs every cell that is not done, side by side in `workers` processes, and waits.
 
   workers: 0: one a core on CPU, one on an accelerator. console: a rich console; standard error
-  unless given. worker_command: what to start instead of `python -m launch.worker`.
+  unless given. worker_command: what to start instead of `python -m launch.worker`. asked: where
+  the caller collects signals that ask to stop; without, they are collected here.
 
   A cell that fails, or at which a worker dies, is tried once per launch. SIGINT or SIGTERM lets the
   workers checkpoint and leave; a second one kills them. Raises OSError naming the file if the run
@@ -77,7 +79,7 @@ def run(
   places = seats(workers, len(todo) + len(outcome.skipped_done))[: len(todo)]
   pool = Pool(workdir, places, launch, worker_command)
   display = Display(console, len(todo) + len(outcome.skipped_done), len(outcome.skipped_done))
-  with _signals() as asked, pool, display:
+  with _signals() if asked is None else contextlib.nullcontext(asked) as asked, pool, display:
     _Launch(workdir, launch, todo, pool, display, outcome).run(asked)
   return outcome
 

@@ -1,0 +1,198 @@
+"""One task of a cluster: runs its share of the cells, and saves itself when its time is over.
+
+  python -m launch.task --shares=runs/x/tasks/isoffn-1a2b3c.json --index=0
+
+An engine starts it (launch/slurm.py, launch/kubernetes.py). Before a time limit or an eviction it
+lets the workers checkpoint and leaves with status 75; started again it continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import local, shares
+from launch.cells import Cell, Claim, read_json, state, write_config, write_json
+from launch.claims import CLAIM, failures
+from launch.files import tail
+from launch.pool import COMMAND
+from launch.shares import Shares
+from launch.worker import STOPPED
+from transformer import runs
+from transformer.config import Config, resolve
+from transformer.errors import UserError
+
+FAILED = 2  # no use in trying again; also of a mistake in what was asked
+_TICK = 0.1
+
+
+class Asked(list):
+  """The first signal that asks to stop. Further ones say the same again: they do not kill."""
+
+  def __init__(self) -> None:
+    super().__init__()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+      signal.signal(number, self._hear)
+
+  def _hear(self, number: int, frame: object) -> None:
+    if not self:
+      self.append(number)
+
+
+def main(argv: Sequence[str] | None = None, worker: Sequence[str] = COMMAND) -> int:
+  """Returns the exit status: 0, STOPPED, FAILED, or 1 where another try may help.
+
+  worker: the command that runs cells.
+  """
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--shares', type=Path, required=True, help='file that says who runs what')
+  parser.add_argument('--index', type=int, required=True, help='of the task')
+  args = parser.parse_args(argv)
+  asked = Asked()
+  try:
+    return _Task(shares.read(args.shares), args.index, asked, worker).run()
+  except UserError as e:
+    print(f'error: {e}', file=sys.stderr)
+    return FAILED
+  except OSError as e:  # a full disk, a share that is away
+    print(f'error: {e.filename or args.shares}: {e.strerror}', file=sys.stderr)
+    return 1
+
+
+class _Task:
+  """What is left of a share, and how often it was tried in vain."""
+
+  def __init__(self, dealt: Shares, index: int, asked: Asked, worker: Sequence[str]):
+    if not 0 <= index < len(dealt.cells):
+      raise UserError(f'--index={index}: there are tasks 0 to {len(dealt.cells) - 1}')
+    self._shares, self._asked, self._worker = dealt, asked, worker
+    self._names = dealt.cells[index]
+    self._record = dealt.path.with_name(f'{dealt.name}-{index}.json')
+
+  def run(self) -> int:
+    rank = int(os.environ.get('JOB_COMPLETION_INDEX', 0)) if self._shares.launch.nodes > 1 else 0
+    if rank:  # of a slice of Kubernetes: the first pod sees to the rest
+      return self._together([cell.folder_name for cell in self._left()])
+    while left := self._begin():
+      for cell in left:
+        write_config(cell, self._shares.workdir)
+      if self._shares.launch.nodes > 1:
+        if not (status := self._together([cell.folder_name for cell in left])):
+          break
+        print(f'a process ended with status {status}', file=sys.stderr)
+      else:
+        workers = self._shares.launch.workers
+        local.run(self._shares.workdir, left, workers, None, self._worker, self._asked)
+        break
+      if self._asked or 'JOB_COMPLETION_INDEX' in os.environ:  # whose pods are started again
+        break
+    if self._asked and self._left():
+      self._note('time limit' if self._asked[0] == signal.SIGUSR1 else 'preempted')
+      _requeue(self._asked[0])
+      return STOPPED
+    if self._left():
+      return 1
+    return FAILED if any(self._failed(name) for name in self._names) else 0
+
+  def _left(self) -> list[Cell]:
+    """Cells neither done nor, since they were submitted, failed."""
+    found = []
+    for name in self._names:
+      folder = self._folder(name)
+      if state(folder) == 'done' or self._failed(name):
+        continue
+      tree = read_json(folder / 'config.json')
+      if tree is None:
+        raise UserError(f'{folder / "config.json"}: no such file; submit the cells again')
+      config = Config.from_json(tree, str(folder / 'config.json'))
+      files = [self._shares.plugins.get(p, p) for p in config.plugin.split(',')]
+      changes = {'plugin': ','.join(files)}
+      if self._shares.launch.nodes > 1:
+        changes['parallel.distributed'] = 'auto'
+      config = resolve(config.replace(**changes))
+      found.append(Cell(name.rpartition('-')[0], '', config))
+    return found
+
+  def _failed(self, name: str) -> bool:
+    return failures(self._folder(name)) > self._shares.failed[name]
+
+  def _folder(self, name: str) -> Path:
+    return self._shares.workdir / 'cells' / name
+
+  def _begin(self) -> list[Cell]:
+    """Counts a beginning; returns what is left. Gives cells up that never get any further."""
+    before, now = read_json(self._record, strict=False) or {}, self._progress()
+    again = before.get('in_vain', -1) + 1 if before.get('progress') == now else 0
+    if again > self._shares.launch.restarts:
+      self._give_up(before.get('ended') or 'died', again)
+      again, now = 0, self._progress()
+    write_json(self._record, {'progress': now, 'in_vain': again})
+    return self._left()
+
+  def _note(self, ended: str) -> None:
+    write_json(self._record, {**(read_json(self._record, strict=False) or {}), 'ended': ended})
+
+  def _progress(self) -> list[int]:
+    """Cells that have ended, and steps saved of the others: grows with every bit of work kept."""
+    ended, steps = 0, 0
+    for name in self._names:
+      folder = self._folder(name)
+      if state(folder) == 'done' or self._failed(name):
+        ended += 1
+      else:
+        steps += max(runs.saved_steps(folder / 'checkpoints'), default=0)
+    return [ended, steps]
+
+  def _give_up(self, cause: str, times: int) -> None:
+    """Writes failed.json for the cells that were begun; if none was, for all that are left."""
+    left = [self._folder(cell.folder_name) for cell in self._left()]
+    begun = [f for f in left if (f / CLAIM).exists() or (f / 'heartbeat.json').exists()]
+    for folder in begun or left:
+      if claim := Claim.acquire(folder):
+        message = f'started {times} times without getting any further'
+        claim.fail(cause, message, tail(folder / 'log.txt'))
+
+  def _together(self, names: list[str]) -> int:
+    """Runs cells one after the other on all hosts of the task; returns the exit status."""
+    launch = self._shares.launch
+    command = [*self._worker, f'--workdir={self._shares.workdir}', f'--launch={uuid.uuid4().hex}']
+    if 'SLURM_JOB_ID' in os.environ:
+      step = [f'--nodes={launch.nodes}', '--ntasks-per-node=1', '--kill-on-bad-exit=1']
+      step += [f'--cpus-per-task={launch.cpus}'] * bool(launch.cpus)
+      command = ['srun', *step, *command]
+    process = subprocess.Popen([*command, '--cells', *names])
+    told = False
+    while process.poll() is None:
+      if self._asked and not told:
+        with contextlib.suppress(ProcessLookupError):
+          process.send_signal(signal.SIGTERM)  # srun passes it on
+        told = True
+      time.sleep(_TICK)
+    return process.returncode
+
+
+def _requeue(number: int) -> None:
+  """Puts a task of Slurm back into the queue, unless somebody has cancelled it."""
+  job = os.environ.get('SLURM_JOB_ID')
+  if not job:
+    return
+  try:
+    if number != signal.SIGUSR1:
+      now = shares.command(['squeue', '--noheader', f'--jobs={job}', '--format=%T']).strip()
+      if now != 'RUNNING':  # cancelled, or requeued already
+        return
+    shares.command(['scontrol', 'requeue', job])
+  except UserError as e:
+    print(f'not requeued: {e}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
