@@ -128,5 +128,6 @@ def command(args: list[str], given: str = '', missing: str = '') -> str:
     raise UserError(f'{args[0]}: no answer within {_PATIENCE:.0f} seconds') from None
   if done.returncode:
     said = [text.strip() for text in done.stderr.splitlines() if text.strip()]
-    raise UserError(said[-1] if said else f'{shlex.join(args)}: status {done.returncode}')
+    reason = said[-1] if said else f'{shlex.join(args)}: status {done.returncode}'
+    raise UserError(reason.replace(': error: ', ': ', 1))
   return done.stdout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -94,10 +96,39 @@ class Cluster:
     """The node that a task ('12_0') is on; '' if it is on none."""
     return self.run('squeue', '-h', '-r', '-j', task, '-t', 'R', '-o', '%N')
 
-  def start_now(self, task: str) -> None:
-    """Spares a requeued task the two minutes that Slurm lets it wait."""
-    until(lambda: self.run('squeue', '-h', '-r', '-j', task, '-o', '%T') == 'PENDING', 20)
-    self.run('scontrol', 'update', f'JobId={task}', 'StartTime=now')
+  def start_again(self, task: str) -> None:
+    """Waits until a requeued task runs, sparing it most of the two minutes that Slurm waits."""
+
+    def told() -> str:
+      return self.run('squeue', '-h', '-r', '-j', task, '-o', '%T')
+
+    def runs() -> bool:
+      self.run('scontrol', 'update', f'JobId={task}', 'StartTime=now')
+      return told() == 'RUNNING'
+
+    until(lambda: told() == 'PENDING', 30)
+    time.sleep(2.5)  # within a second or two its node takes it for the one that was just ended
+    until(runs, 30)
+
+  def kill(self, node: str) -> None:
+    """A node dies, with all that runs on it; then Slurm is told, which would notice in minutes."""
+    self._daemons[f'slurmd-{node}'].kill()
+    mine = f'SLURM_CONF={self.config}\0'.encode()
+    for path in Path('/proc').glob('[0-9]*/environ'):
+      with contextlib.suppress(OSError):
+        env, name = path.read_bytes(), path.with_name('comm').read_text().strip()
+        if mine in env and (name == 'slurmstepd' or f'SLURMD_NODENAME={node}\0'.encode() in env):
+          os.kill(int(path.parent.name), signal.SIGKILL)
+    self.run('scontrol', 'update', f'NodeName={node}', 'State=down', 'Reason=killed')
+
+  def restore(self) -> None:
+    """Starts nodes that were killed, opens those that were drained, empties the queue."""
+    for node in NODES:
+      if self._daemons[f'slurmd-{node}'].poll() is not None:
+        self._start(f'slurmd-{node}', '-D', '-N', node)
+      self.run('scontrol', 'update', f'NodeName={node}', 'State=RESUME')
+    self.run('scancel', '--me')
+    until(lambda: self.run('squeue', '-h') == '' and self.run('sinfo', '-h', '-o', '%D') == '2', 30)
 
   def _start(self, name: str, *args: str) -> None:
     with open(self._folder / f'{name}.log', 'wb') as log:

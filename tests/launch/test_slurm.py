@@ -13,8 +13,9 @@ from launch_fakes import executions, make_cells, result, until
 from slurm_cluster import Cluster, absent
 
 from launch import shares, slurm
-from launch.cells import Cell, state, write_config
+from launch.cells import Cell, read_json, state, write_config
 from launch.job import Job
+from tests import processes
 from transformer.config import LaunchConfig
 from transformer.errors import UserError
 
@@ -34,10 +35,7 @@ def cluster(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clust
   monkeypatch.setenv('SLURM_CONF', str(running.config))
   monkeypatch.setattr(shares, 'TASK', FAKE_TASK)
   yield running
-  for node in ('alpha', 'beta'):
-    running.run('scontrol', 'update', f'NodeName={node}', 'State=RESUME')
-  running.run('scancel', '--me')
-  until(lambda: running.run('squeue', '-h') == '', 30)
+  running.restore()
 
 
 def _job(workdir: Path, cells: list[Cell], report: bool = False, **launch: object) -> Job:
@@ -91,14 +89,46 @@ def test_before_its_limit_a_task_saves_its_state_and_is_requeued(
   task = f'{record["array"]}_0'
   until(lambda: executions(workdir), 30)
   cluster.run('scancel', '--batch', '--signal=USR1', task)
-  cluster.start_now(task)
+  cluster.start_again(task)
   assert (cells[0].folder(workdir) / 'checkpoint').exists()
-  assert _states(record) <= {'waiting', 'running'}
+  assert _states(record) == {'running'}
   until(lambda: executions(workdir)['slow-a'] == 2, 30)
   (workdir / 'go').touch()
   until(lambda: _states(record) == {'gone'}, 20)
   assert [state(c.folder(workdir)) for c in cells] == ['done', 'done'], _log(workdir)
   assert executions(workdir) == {'slow-a': 2, 'slow-b': 1}
+
+
+@on_slurm
+def test_training_that_was_requeued_equals_the_undisturbed_and_its_code_is_the_snapshot(
+  cluster: Cluster, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(shares, 'TASK', ('-m', 'launch.task'))
+  monkeypatch.delenv('XLA_FLAGS')
+  for name, value in processes.environment().items():
+    monkeypatch.setenv(name, value)
+  cell = processes.cell('a', **{'train.steps': 3000, 'train.eval_every': 1000})
+  folder = cell.folder(workdir)
+  workdir.with_name('calm').mkdir()
+  calm = processes.start_worker(workdir.with_name('calm'), cell)
+  record = slurm.submit(_job(workdir, [cell], report=True))
+  task = f'{record["array"]}_0'
+  until(lambda: (read_json(folder / 'heartbeat.json') or {}).get('step', 0) > 100, 60)
+  cluster.run('scancel', '--batch', '--signal=USR1', task)
+  cluster.start_again(task)
+  (saved,) = processes.saved_steps(folder)
+  assert 100 < saved < 3000
+  until(lambda: _states(record) == {'gone'}, 60)
+  assert state(folder) == 'done', _log(workdir)
+  assert calm.wait(60) == 0
+  other = cell.folder(workdir.with_name('calm'))
+  assert processes.rows(folder) == processes.rows(other)
+  processes.assert_same_params(folder, other)
+  (code,) = (workdir / 'code').iterdir()
+  provenance = json.loads((folder / 'provenance.json').read_text())
+  assert len(provenance['earlier_sittings']) == 1
+  assert provenance['git_commit'] == (code / 'COMMIT').read_text()
+  until(lambda: 'experiment.json' in _log(workdir), 30)  # what the report misses, once all is done
 
 
 @on_slurm
@@ -119,23 +149,37 @@ def test_what_is_cancelled_saves_its_state_and_does_not_come_back(
 
 
 @on_slurm
-@pytest.mark.parametrize('how', ['drain', 'down'])
-def test_a_node_that_goes_in_mid_run(cluster: Cluster, workdir: Path, how: str) -> None:
-  """One that is drained finishes its task; the task of one that fails is begun on another."""
+def test_a_node_that_is_drained_in_mid_run_finishes_its_task(
+  cluster: Cluster, workdir: Path
+) -> None:
+  cells = make_cells('slow-a', 'b')
+  record = slurm.submit(_job(workdir, cells, throttle=1))
+  until(lambda: executions(workdir), 30)
+  first = cluster.node_of(f'{record["array"]}_0')
+  cluster.run('scontrol', 'update', f'NodeName={first}', 'State=drain', 'Reason=test')
+  (workdir / 'go').touch()
+  until(lambda: _states(record) == {'gone'}, 30)
+  assert [state(c.folder(workdir)) for c in cells] == ['done', 'done'], _log(workdir)
+  assert executions(workdir) == {'slow-a': 1, 'b': 1}
+  other = {'alpha': 'beta', 'beta': 'alpha'}[first]
+  assert [result(c, workdir)['node'] for c in cells] == [first, other]
+
+
+@on_slurm
+def test_the_task_of_a_node_that_dies_is_run_on_another(cluster: Cluster, workdir: Path) -> None:
   cells = make_cells('slow-a', 'b')
   record = slurm.submit(_job(workdir, cells, throttle=1))
   task = f'{record["array"]}_0'
   until(lambda: executions(workdir), 30)
   first = cluster.node_of(task)
-  cluster.run('scontrol', 'update', f'NodeName={first}', f'State={how}', 'Reason=test')
-  if how == 'down':
-    cluster.start_now(task)
-    until(lambda: executions(workdir)['slow-a'] == 2, 30)
-    assert cluster.node_of(task) not in ('', first)
+  cluster.kill(first)
+  cluster.start_again(task)
+  until(lambda: executions(workdir)['slow-a'] == 2, 30)
   (workdir / 'go').touch()
   until(lambda: _states(record) == {'gone'}, 30)
   assert [state(c.folder(workdir)) for c in cells] == ['done', 'done'], _log(workdir)
-  assert executions(workdir) == {'slow-a': 1 + (how == 'down'), 'b': 1}
+  assert executions(workdir) == {'slow-a': 2, 'b': 1}
+  assert first not in [result(c, workdir)['node'] for c in cells]
 
 
 @on_slurm
@@ -145,7 +189,7 @@ def test_a_task_that_never_gets_further_is_given_up(cluster: Cluster, workdir: P
   task = f'{record["array"]}_0'
   until(lambda: executions(workdir), 30)
   cluster.run('scancel', '--batch', '--signal=USR1', task)
-  cluster.start_now(task)
+  cluster.start_again(task)
   until(lambda: _states(record) == {'gone'}, 30)
   failed = result(cells[0], workdir, 'failed.json')
   assert (failed['cause'], failed['attempts']) == ('time limit', 1), _log(workdir)
@@ -157,8 +201,11 @@ def test_a_task_that_never_gets_further_is_given_up(cluster: Cluster, workdir: P
 @pytest.mark.parametrize(
   ('launch', 'said'),
   [
-    ({'partition': 'nope'}, 'sbatch: error: Batch job submission failed: Invalid partition name'),
-    ({'gpus': 2}, 'sbatch: error: Batch job submission failed: '),
+    (
+      {'partition': 'nope'},
+      'sbatch: Batch job submission failed: Invalid partition name specified',
+    ),
+    ({'gpus': 2}, 'sbatch: Invalid generic resource (gres) specification'),
   ],
 )
 def test_what_slurm_refuses_is_one_line(
@@ -166,8 +213,7 @@ def test_what_slurm_refuses_is_one_line(
 ) -> None:
   with pytest.raises(UserError) as e:
     slurm.submit(_job(workdir, make_cells('a'), **launch))
-  assert str(e.value).startswith(said)
-  assert '\n' not in str(e.value)
+  assert str(e.value) == said
 
 
 @on_slurm
