@@ -1,6 +1,6 @@
 """Cells dealt out to the tasks of a cluster: what an engine submits, and a task reads.
 
-  <workdir>/tasks/<name>.json   which task has which cells, and how it is to run them
+<workdir>/tasks/<name>.json   which task has which cells, and how it is to run them
 """
 
 from __future__ import annotations

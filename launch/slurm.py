@@ -97,7 +97,9 @@ def _placement(launch: LaunchConfig) -> dict[str, str]:
   right = "a limit as Slurm writes it: minutes, 'hours:minutes:seconds' or 'days-hours'"
   asked = {'time': matching(launch.time, _TIME, '--launch.time', right)}
   if launch.time and _seconds(launch.time) <= launch.grace:
-    raise UserError(f'--launch.time={launch.time}: is not longer than --launch.grace={launch.grace}')
+    raise UserError(
+      f'--launch.time={launch.time}: is not longer than --launch.grace={launch.grace}'
+    )
   for flag in ('partition', 'account', 'qos'):
     asked[flag] = line(getattr(launch, flag), f'--launch.{flag}')
   return {flag: value for flag, value in asked.items() if value}
@@ -147,6 +149,6 @@ def _check_size(dealt: Shares) -> None:
   if tasks > most:
     cells = sum(map(len, dealt.cells))
     raise UserError(
-      f'--launch.per_task={dealt.launch.per_task}: makes {tasks} tasks, of which Slurm takes {most} '
-      f'in an array here; choose {-(-cells // most)}'
+      f'--launch.per_task={dealt.launch.per_task}: makes {tasks} tasks, of which Slurm takes '
+      f'{most} in an array here; choose {-(-cells // most)}'
     )

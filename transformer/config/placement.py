@@ -66,7 +66,7 @@ class LaunchConfig:
   namespace: str = setting('default', 'Kubernetes: namespace', kind='free')
   volume: str = setting(
     '',
-    "Kubernetes: volume claim, or claim:folder in it, that pods find at --workdir",
+    'Kubernetes: volume claim, or claim:folder in it, that pods find at --workdir',
     kind='free',
   )
   selector: str = setting(
