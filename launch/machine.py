@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.metadata
 import importlib.util
@@ -58,23 +59,40 @@ def seats(workers: int, cells: int) -> list[Seat]:
     share = 0.9 / count if count > 1 else 0.0  # each would take three quarters
     return [Seat((), False, share)] * count
   each = len(cores) // count
-  if each == 0:  # more workers than cores: the system shares them out
-    return [Seat((), True, 0.0)] * count
+  if (
+    each == 0 or crowded()
+  ):  # more workers than cores, or others on them: the system deals them out
+    return [Seat((), each <= 1, 0.0)] * count
   # a remainder stays idle: cells to be compared should run alike
   groups = [tuple(cores[i * each : (i + 1) * each]) for i in range(count)]
   return [Seat(group, each == 1, 0.0) for group in groups]
 
 
 def schedulable_cores() -> list[int]:
-  """Cores this process may use, within its affinity and its container's CPU quota."""
+  """Cores this process may use, within its affinity and what its container or Slurm grants."""
+  return _cores()[: _granted()]
+
+
+def crowded() -> bool:
+  """Whether fewer cores are granted than we can be put on: then others are pinned to the same."""
+  return len(schedulable_cores()) < len(_cores())
+
+
+def _cores() -> list[int]:
   if not hasattr(os, 'sched_getaffinity'):  # macOS: no pinning either
     return list(range(os.cpu_count() or 1))
-  cores = sorted(os.sched_getaffinity(0))
-  try:
+  return sorted(os.sched_getaffinity(0))
+
+
+def _granted() -> int | None:
+  """Cores' worth of time that we may use; None: no limit."""
+  limits = []
+  with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or 'max'
     quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
-    return cores[: max(1, math.ceil(int(quota) / int(period)))]
-  except (OSError, ValueError):  # no cgroup v2, or 'max'
-    return cores
+    limits.append(max(1, math.ceil(int(quota) / int(period))))
+  with contextlib.suppress(KeyError, ValueError):
+    limits.append(max(1, int(os.environ['SLURM_CPUS_ON_NODE'])))
+  return min(limits, default=None)
 
 
 def on_cpu() -> bool:
