@@ -1,6 +1,6 @@
 """A cell: one resolved config in one folder, and what has become of it.
 
-    <workdir>/cells/<name>-<hash>/   config.json  claim.json  done.json | failed.json  log.txt …
+    <workdir>/cells/<name>-<hash>/   config.json claim.json done.json | failed.json | pruned.json …
 
 Launchers, workers and reports meet only in these folders. Every launcher builds on this page.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.claims import DONE, FAILED, Claim, ClaimLost, holder
+from launch.claims import DONE, FAILED, PRUNED, Claim, ClaimLost, holder
 from launch.files import read_json, write_json
 from transformer.config import Config, config_hash, static_key
 from transformer.provenance import code_digest
@@ -57,12 +57,14 @@ class Cell:
 
 
 def state(folder: str | Path) -> str:
-  """'done', 'running' (a live process holds it), 'failed' or 'todo'."""
+  """'done', 'running' (a live process holds it), 'pruned', 'failed' or 'todo'."""
   folder = Path(folder)
   if (folder / DONE).exists():
     return 'done'
   if holder(folder):
     return 'running'
+  if (folder / PRUNED).exists():
+    return 'pruned'
   return 'failed' if (folder / FAILED).exists() else 'todo'
 
 

@@ -122,9 +122,9 @@ def _job(dealt: Shares, name: str, indices: int, task: str) -> dict:
     'template': {'metadata': {'labels': labels}, 'spec': _pod(dealt, name, task)},
   }
   if alone:  # an index that fails leaves the others
-    spec |= {'backoffLimitPerIndex': launch.restarts, 'maxFailedIndexes': indices}
+    spec |= {'backoffLimitPerIndex': launch.retries, 'maxFailedIndexes': indices}
   else:  # hosts fail together
-    spec['backoffLimit'] = (launch.restarts + 1) * indices - 1
+    spec['backoffLimit'] = (launch.retries + 1) * indices - 1
   return _object('batch/v1', 'Job', dealt, name, spec)
 
 

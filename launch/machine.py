@@ -95,6 +95,17 @@ def _granted() -> int | None:
   return min(limits, default=None)
 
 
+def oom_kills() -> int:
+  """How many processes of this container, or machine, were killed so far for want of memory."""
+  for path in ('/sys/fs/cgroup/memory.events', '/proc/vmstat'):
+    with contextlib.suppress(OSError):
+      for line in Path(path).read_text().splitlines():
+        name, _, count = line.partition(' ')
+        if name == 'oom_kill':
+          return int(count)
+  return 0
+
+
 def on_cpu() -> bool:
   """Whether JAX would run on CPU: by $JAX_PLATFORMS, else unless both device and plugin exist."""
   asked = os.environ.get('JAX_PLATFORMS', '').split(',')[0].strip()

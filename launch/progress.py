@@ -86,11 +86,19 @@ class Display:
     rate = _rate(done.get('tokens_per_s'), ' tokens/s')
     self._line(name, loss, rate, _duration(done.get('seconds')), _spikes(done, ' loss spikes'))
 
-  def failed(self, name: str, failed: dict) -> None:
-    """Says that a cell has failed, and of what."""
-    self._failed += 1
+  def failed(self, name: str, failed: dict, again: bool = False) -> None:
+    """Says that a cell has failed, of what, and whether it is tried again."""
+    self._failed += not again
     self._running.pop(name, None)
-    self._line(name, f'FAILED ({failed.get("cause")})', str(failed.get('message', '')))
+    word = 'tried again' if again else 'FAILED'
+    self._line(name, f'{word} ({failed.get("cause")})', str(failed.get('message', '')))
+
+  def pruned(self, name: str, pruned: dict) -> None:
+    """Says that a search has stopped a cell."""
+    self._done += 1
+    self._running.pop(name, None)
+    self._estimate.finished(name)
+    self._line(name, f'pruned at step {pruned.get("step")}', _number('loss ', pruned.get('loss')))
 
   def note(self, text: str) -> None:
     """Prints a line of its own."""

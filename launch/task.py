@@ -19,10 +19,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import local, shares
+from launch import causes, claims, local, shares
 from launch.cells import Cell, Claim, read_json, state, write_config, write_json
-from launch.claims import CLAIM, failures
 from launch.files import tail
+from launch.lease import HEARTBEAT
 from launch.pool import COMMAND
 from launch.shares import Shares
 from launch.worker import STOPPED
@@ -35,15 +35,20 @@ _TICK = 0.1
 
 
 class Asked(list):
-  """The first signal that asks to stop. Further ones say the same again: they do not kill."""
+  """The first signal that asks to stop. Further ones say the same again: they do not kill.
+
+  number: of the signal; 0 if none has come, as when launch.cancel has asked.
+  """
 
   def __init__(self) -> None:
     super().__init__()
+    self.number = 0
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
       signal.signal(number, self._hear)
 
   def _hear(self, number: int, frame: object) -> None:
     if not self:
+      self.number = number
       self.append(number)
 
 
@@ -78,92 +83,99 @@ class _Task:
     self._record = dealt.path.with_name(f'{dealt.name}-{index}.json')
 
   def run(self) -> int:
-    rank = int(os.environ.get('JOB_COMPLETION_INDEX', 0)) if self._shares.launch.nodes > 1 else 0
-    if rank:  # of a slice of Kubernetes: the first pod sees to the rest
-      return self._together([cell.folder_name for cell in self._left()])
+    launch, together = self._shares.launch, self._shares.launch.nodes > 1
+    if together and int(os.environ.get('JOB_COMPLETION_INDEX', 0)):
+      return self._together(self._names)  # follows the first pod, which sees to the rest
     while left := self._begin():
       for cell in left:
         write_config(cell, self._shares.workdir)
-      if self._shares.launch.nodes > 1:
-        if not (status := self._together([cell.folder_name for cell in left])):
-          break
-        print(f'a process ended with status {status}', file=sys.stderr)
-      else:
-        workers = self._shares.launch.workers
-        local.run(self._shares.workdir, left, workers, None, self._worker, self._asked)
+      if not together:
+        given = {'worker_command': self._worker, 'retries': launch.retries, 'asked': self._asked}
+        local.run(self._shares.workdir, left, launch.workers, **given)
         break
-      if self._asked or 'JOB_COMPLETION_INDEX' in os.environ:  # whose pods are started again
+      if not (status := self._together([cell.folder_name for cell in left])) or self._asked:
+        break
+      print(f'a process ended with status {status}', file=sys.stderr)
+      if 'JOB_COMPLETION_INDEX' in os.environ:  # Kubernetes starts pods again
         break
     if self._asked and self._left():
-      self._note('time limit' if self._asked[0] == signal.SIGUSR1 else 'preempted')
-      _requeue(self._asked[0])
+      if self._asked.number:
+        limit = self._asked.number == signal.SIGUSR1
+        self._note(ended=causes.TIME if limit else causes.PREEMPTED)
+        _requeue(self._asked.number)
       return STOPPED
     if self._left():
       return 1
     return FAILED if any(self._failed(name) for name in self._names) else 0
 
   def _left(self) -> list[Cell]:
-    """Cells neither done nor, since they were submitted, failed."""
+    """Cells that have not ended."""
     found = []
     for name in self._names:
-      folder = self._folder(name)
-      if state(folder) == 'done' or self._failed(name):
+      if self._ended(name):
         continue
-      tree = read_json(folder / 'config.json')
+      path = self._folder(name) / 'config.json'
+      tree = read_json(path)
       if tree is None:
-        raise UserError(f'{folder / "config.json"}: no such file; submit the cells again')
-      config = Config.from_json(tree, str(folder / 'config.json'))
-      files = [self._shares.plugins.get(p, p) for p in config.plugin.split(',')]
-      changes = {'plugin': ','.join(files)}
-      if self._shares.launch.nodes > 1:
-        changes['parallel.distributed'] = 'auto'
-      config = resolve(config.replace(**changes))
+        raise UserError(f'{path}: no such file; submit the cells again')
+      config = Config.from_json(tree, str(path))
+      files = [self._shares.plugins.get(file, file) for file in config.plugin.split(',')]
+      config = resolve(config.replace(plugin=','.join(files)))
       found.append(Cell(name.rpartition('-')[0], '', config))
     return found
 
+  def _ended(self, name: str) -> bool:
+    return state(self._folder(name)) in ('done', 'pruned') or self._failed(name)
+
   def _failed(self, name: str) -> bool:
-    return failures(self._folder(name)) > self._shares.failed[name]
+    """Whether a cell has failed since it was submitted, and is not to be tried again."""
+    failed = read_json(self._folder(name) / claims.FAILED, strict=False)
+    if not failed or failed.get('attempts', 1) <= self._shares.failed[name]:
+      return False
+    if name in self._noted().get('given_up', ()):
+      return True
+    return not causes.may_retry(failed, failed.get('launch', ''), self._shares.launch.retries)
 
   def _folder(self, name: str) -> Path:
     return self._shares.workdir / 'cells' / name
 
   def _begin(self) -> list[Cell]:
     """Counts a beginning; returns what is left. Gives cells up that never get any further."""
-    before, now = read_json(self._record, strict=False) or {}, self._progress()
-    again = before.get('in_vain', -1) + 1 if before.get('progress') == now else 0
-    if again > self._shares.launch.restarts:
-      self._give_up(before.get('ended') or 'died', again)
+    noted, now = self._noted(), self._progress()
+    again = noted.get('in_vain', -1) + 1 if noted.get('progress') == now else 0
+    if again > self._shares.launch.retries:
+      self._give_up(noted.get('ended', causes.LOST), again)
       again, now = 0, self._progress()
-    write_json(self._record, {'progress': now, 'in_vain': again})
+    self._note(progress=now, in_vain=again, ended=causes.LOST)  # unless we live to say otherwise
     return self._left()
 
-  def _note(self, ended: str) -> None:
-    write_json(self._record, {**(read_json(self._record, strict=False) or {}), 'ended': ended})
+  def _noted(self) -> dict:
+    return read_json(self._record, strict=False) or {}
+
+  def _note(self, **more: object) -> None:
+    write_json(self._record, self._noted() | more)
 
   def _progress(self) -> list[int]:
     """Cells that have ended, and steps saved of the others: grows with every bit of work kept."""
-    ended, steps = 0, 0
-    for name in self._names:
-      folder = self._folder(name)
-      if state(folder) == 'done' or self._failed(name):
-        ended += 1
-      else:
-        steps += max(runs.saved_steps(folder / 'checkpoints'), default=0)
-    return [ended, steps]
+    ended = {name for name in self._names if self._ended(name)}
+    saved = [self._folder(name) / 'checkpoints' for name in self._names if name not in ended]
+    return [len(ended), sum(max(runs.saved_steps(folder), default=0) for folder in saved)]
 
   def _give_up(self, cause: str, times: int) -> None:
     """Writes failed.json for the cells that were begun; if none was, for all that are left."""
-    left = [self._folder(cell.folder_name) for cell in self._left()]
-    begun = [f for f in left if (f / CLAIM).exists() or (f / 'heartbeat.json').exists()]
-    for folder in begun or left:
-      if claim := Claim.acquire(folder):
-        message = f'started {times} times without getting any further'
-        claim.fail(cause, message, tail(folder / 'log.txt'))
+    left = [cell.folder_name for cell in self._left()]
+    begun = [name for name in left if (self._folder(name) / HEARTBEAT).exists()]
+    for name in begun or left:
+      if claim := Claim.acquire(self._folder(name)):
+        log = tail(self._folder(name) / 'log.txt')
+        claim.fail(cause, f'started {times} times without getting any further', log)
+    self._note(given_up=[*self._noted().get('given_up', ()), *(begun or left)])
 
   def _together(self, names: list[str]) -> int:
     """Runs cells one after the other on all hosts of the task; returns the exit status."""
     launch = self._shares.launch
     command = [*self._worker, f'--workdir={self._shares.workdir}', f'--launch={uuid.uuid4().hex}']
+    command += [f'--retries={launch.retries}', '--distributed=auto']
     if 'SLURM_JOB_ID' in os.environ:
       step = [f'--nodes={launch.nodes}', '--ntasks-per-node=1', '--kill-on-bad-exit=1']
       step += [f'--cpus-per-task={launch.cpus}'] * bool(launch.cpus)

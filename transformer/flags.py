@@ -78,9 +78,19 @@ def varied(text: str, flag: str) -> Config:
   return config().replace(**changed)
 
 
-def run(main: Callable[[], int | None]) -> None:
-  """Parses flags, runs `main` and exits with its status; mistakes end in one line and status 2."""
-  app.run(lambda argv: _guard(main), flags_parser=_parse)
+def run(
+  main: Callable[[], int | None], define: Callable[[list[str]], None] = lambda argv: None
+) -> None:
+  """Parses flags, runs `main` and exits with its status; mistakes end in one line and status 2.
+
+  define: defines flags that depend on the command line, which it is given.
+  """
+
+  def parse(argv: list[str]) -> list[str]:
+    _guard(lambda: define(argv))
+    return _parse(argv)
+
+  app.run(lambda argv: _guard(main), flags_parser=parse)
 
 
 def _section(path: str) -> str:

@@ -55,7 +55,7 @@ def test_the_schemas_of_kubernetes_accept_every_manifest(workdir: Path, launch: 
 
 
 def test_each_task_is_an_index_of_one_job(workdir: Path) -> None:
-  (job,) = _plan(workdir, per_task=2, throttle=1, restarts=5, grace=30, gpus=1, memory='16G')
+  (job,) = _plan(workdir, per_task=2, throttle=1, retries=5, grace=30, gpus=1, memory='16G')
   spec = job['spec']
   assert (spec['completions'], spec['parallelism'], spec['backoffLimitPerIndex']) == (2, 1, 5)
   assert spec['podFailurePolicy']['rules'] == [

@@ -15,11 +15,6 @@ class ParallelConfig:
   mesh: str = setting(
     '', "mesh axes and sizes, as in 'data:4,fsdp:2'; empty: all devices on data", kind='free'
   )
-  distributed: str = setting(
-    'off',
-    'one run over several processes: off; auto: as the cluster tells; or coordinator:port,rank,size',
-    kind='free',
-  )
 
 
 @dataclass(frozen=True)
@@ -28,9 +23,12 @@ class LaunchConfig:
 
   workers: int = setting(
     0,
-    'processes side by side, here or in each task; 0: one a core on CPU, one on an accelerator',
+    'processes side by side, here or in each task; 0: one a core on CPU, one an accelerator',
     kind='free',
     low=0,
+  )
+  retries: int = setting(
+    2, 'tries of a cell after one that may pass: its process died or was lost', kind='free', low=0
   )
   per_task: int = setting(1, 'cluster: cells a task runs', kind='free', low=1)
   throttle: int = setting(
@@ -48,12 +46,6 @@ class LaunchConfig:
     kind='free',
     low=1,
     high=65535,
-  )
-  restarts: int = setting(
-    3,
-    'cluster: times in a row that a task is started again without having got further',
-    kind='free',
-    low=0,
   )
   time: str = setting('', "Slurm: time limit of a task, as in '4:00:00' or '2-12'", kind='free')
   partition: str = setting('', 'Slurm: partition', kind='free')
