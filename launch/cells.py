@@ -85,13 +85,16 @@ def by_program(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def stale(
-  cells: Sequence[Cell], workdir: str | Path, data_fingerprint: str | Callable[[Config], str]
+  cells: Sequence[Cell],
+  workdir: str | Path,
+  data_fingerprint: str | Callable[[Config], str] | None = None,
 ) -> list[Cell]:
   """Cells done, or begun and left, by other code or from other data than a run would use now.
 
   So are cells that began from another run (--train.init_from) which has been trained anew since.
 
-  data_fingerprint: of the data of all cells, or a function of a cell's config.
+  data_fingerprint: of the data of all cells, or a function of a cell's config; None: what data
+  made a cell is not asked.
   Raises UserError naming a done.json that cannot be read.
   """
   found = []
@@ -100,7 +103,8 @@ def stale(
     made = read_json(folder / DONE) or _begun(folder)
     if made is None:
       continue
-    data = data_fingerprint(cell.config) if callable(data_fingerprint) else data_fingerprint
+    data = made.get('data') if data_fingerprint is None else data_fingerprint
+    data = data(cell.config) if callable(data) else data
     now = (code_digest(cell.config), data)
     if (made.get('code'), made.get('data')) != now or retrained(cell.config, made.get('origin')):
       found.append(cell)

@@ -69,3 +69,21 @@ def states(workdir: Path) -> dict[str, str]:
       if found.get(cell, 'gone') == 'gone':
         found[cell] = now
   return found
+
+
+def cancel(workdir: Path) -> list[str]:
+  """Asks all that has been started for a folder to save itself and stop; a line for each.
+
+  Raises UserError where a cluster cannot be asked; the others are by then.
+  """
+  told = []
+  for entry in records.read(workdir):
+    if 'cancelled' in entry:
+      continue
+    if entry['engine'] == LOCAL:
+      told.append(f'process {entry["pid"]} on {entry["host"]} is asked to stop')
+    else:
+      engine(entry['engine']).cancel(entry['record'])
+      told.append(f'{entry["cells"]} cells submitted to {entry["engine"]} are cancelled')
+    records.mark_cancelled(workdir, entry)
+  return told

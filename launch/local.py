@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from launch.lease import HEARTBEAT, Leases, beats
 from launch.machine import seats
 from launch.pool import Pool, Worker
 from launch.progress import Display
+from transformer import axes
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def run(
   launch, skipped = uuid.uuid4().hex, len(outcome.skipped_done)
   total = source.total if source else len(todo) + skipped
   # seats as for all cells: one continued must not find itself on other cores than it began on
-  places = seats(workers, total)[: total - skipped]
+  places = seats(workers, total, _devices_of(cells))[: total - skipped]
   pool = Pool(workdir, places, launch, worker_command, retries)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
@@ -117,6 +119,12 @@ def _signals() -> Iterator[list[int]]:
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
+
+
+def _devices_of(cells: Sequence[Cell]) -> int:
+  """Accelerators that the widest of these cells asks for by its mesh; 1 where none does."""
+  meshes = {cell.config.parallel.mesh for cell in cells}
+  return max((math.prod(axes.parse_mesh(mesh).values()) for mesh in meshes), default=1)
 
 
 class _Launch:

@@ -46,11 +46,8 @@ def running(workdir: Path, launch: str) -> Iterator[Callable[[], bool]]:
       write(workdir, [r for r in read(workdir) if r.get('launch') != launch])
 
 
-def cancel(workdir: Path) -> list[dict]:
-  """Marks all that has been started as cancelled; returns what was not before."""
+def mark_cancelled(workdir: Path, record: dict) -> None:
+  """Says of a launch that it has been cancelled; one on this machine or another one hears it."""
   with locked(workdir):
     launches = read(workdir)
-    found = [r for r in launches if 'cancelled' not in r]
-    now = time.time()
-    write(workdir, [{**r, 'cancelled': r.get('cancelled', now)} for r in launches])
-  return found
+    write(workdir, [r | ({'cancelled': time.time()} if r == record else {}) for r in launches])

@@ -38,10 +38,17 @@ def define(**defaults: object) -> None:
   """
   global _base
   _base = Config().replace(**defaults)
-  for path, declared in SETTINGS.items():
-    kind = declared.type
-    _DEFINE[kind](path, _base.get(path), declared.metadata['help'], module_name=_section(path))
+  for section in ('script', *SECTIONS):
+    define_section(section)
   flags.DEFINE_string('preset', '', f'named settings: {", ".join(PRESETS)}', module_name='script')
+
+
+def define_section(section: str) -> None:
+  """Defines the flags of one section of settings; 'script' are those of none."""
+  for path, declared in SETTINGS.items():
+    if _section(path) == section:
+      kind = _DEFINE[declared.type]
+      kind(path, _base.get(path), declared.metadata['help'], module_name=section)
 
 
 def script_flag(kind: str, name: str, default: object, help: str) -> flags.FlagHolder:
@@ -56,10 +63,15 @@ def config() -> Config:
     if FLAGS.preset not in PRESETS:
       raise UserError(f'--preset={FLAGS.preset}: no such preset{nearest(FLAGS.preset, PRESETS)}')
     asked = asked.replace(**PRESETS[FLAGS.preset])
-  given = {path: FLAGS[path].value for path in SETTINGS if FLAGS[path].present}
-  if given.get('plugin'):
-    given['plugin'] = plugin.load(given['plugin'])
-  return asked.replace(**given)
+  changes = given()
+  if changes.get('plugin'):
+    changes['plugin'] = plugin.load(changes['plugin'])
+  return asked.replace(**changes)
+
+
+def given() -> dict[str, object]:
+  """The settings that the command line names, and their values."""
+  return {p: FLAGS[p].value for p in SETTINGS if p in FLAGS and FLAGS[p].present}
 
 
 def varied(text: str, flag: str) -> Config:
