@@ -3,7 +3,9 @@
   python -m launch.worker --workdir=runs/x --cells=a-1a2b3c4d,b-5e6f7a8b [--core=0]
 
 Cells are folder names below <workdir>/cells, each with its config.json. What is done, or claimed
-by another process, is left alone, so any number of workers may be given the same list.
+by another process, is left alone, so any number of workers may be given the same list. With --wait
+a worker without a launcher beside it, on a cluster, stays until each of them has ended, and takes
+over what was claimed by a process that gives no sign of life any more.
 """
 
 from __future__ import annotations
@@ -15,19 +17,24 @@ import faulthandler
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from launch.cells import Claim, ClaimLost, code_digest
+from launch import causes
+from launch.cells import Claim, ClaimLost, code_digest, state
+from launch.claims import CLAIM, describe, holder
 from launch.control import Control, Stopping
 from launch.files import read_json, tail
+from launch.lease import Leases, beats
 from transformer.config import Config
 from transformer.errors import UserError
 from transformer.provenance import library_digest
 
 STOPPED = os.EX_TEMPFAIL  # asked to stop: the same cells can be continued
 DISK = os.EX_IOERR  # the run folder takes no more: no use in going on
+_LOOK = 1.0  # seconds between looks at cells that others hold
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 Runner = Callable[[Config, Path, Control], dict]
@@ -51,14 +58,31 @@ def main(argv: list[str] | None = None, run: Runner | None = None) -> int:
   library_digest()  # now: the files may be edited while we run
   run = run or _train_run()
   try:
-    for name in args.cells:
-      if stopping or not _run_cell(args.workdir / 'cells' / name, run, stopping, args.launch):
-        return STOPPED
+    if not _run_cells(args, run, stopping):
+      return STOPPED
   except OSError as e:
     traceback.print_exc()
     os.write(report, json.dumps([e.errno, e.strerror, e.filename]).encode())
     return DISK
   return 0
+
+
+def _run_cells(args: argparse.Namespace, run: Runner, stopping: Stopping) -> bool:
+  """Runs what is free of its cells; returns False if it was stopped before the end of them."""
+  leases, left = Leases(), args.cells
+  while left:
+    for name in left:
+      folder = args.workdir / 'cells' / name
+      if stopping or not _run_cell(folder, run, stopping, args, leases):
+        return False
+    left = [name for name in left if args.wait and _held(args.workdir / 'cells' / name)]
+    if left:
+      time.sleep(_LOOK)
+  return True
+
+
+def _held(folder: Path) -> bool:
+  return state(folder) == 'running'
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -67,6 +91,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument('--cells', nargs='+', required=True, help='folder names')
   parser.add_argument('--core', type=_cores, help='pin to these cores, as in 0 or 0,1')
   parser.add_argument('--launch', default='', help='identifier shared by the workers of a launch')
+  parser.add_argument('--retries', type=int, default=0, help='tries after one that may pass')
+  parser.add_argument('--wait', action='store_true', help='for cells that others hold')
+  parser.add_argument('--distributed', default='off', help='as --parallel.distributed')
   parser.add_argument('--parent', type=int, default=os.getppid(), help='stop when it is gone')
   args = parser.parse_args(argv)
   args.cells = [name for names in args.cells for name in names.split(',') if name]
@@ -84,16 +111,19 @@ def _train_run() -> Runner:
   return train.run
 
 
-def _run_cell(folder: Path, run: Runner, stopping: Stopping, launch: str) -> bool:
+def _run_cell(
+  folder: Path, run: Runner, stopping: Stopping, args: argparse.Namespace, leases: Leases
+) -> bool:
   """Runs one cell if it is free; returns False if it was stopped. Raises OSError for a bad disk."""
-  claim = Claim.acquire(folder, launch)
+  claim = _claim(folder, args, leases)
   if claim is None:
     return True
   try:
     with _output_to(folder / 'log.txt'):
       try:
         config = _config(folder)
-        done = run(config, folder, Control(claim, stopping))
+        with Control(claim, stopping) as control:
+          done = run(config, folder, control)
       except Exception as e:
         if not isinstance(e, ClaimLost) and not _is_stop(e):
           traceback.print_exc()
@@ -103,7 +133,7 @@ def _run_cell(folder: Path, run: Runner, stopping: Stopping, launch: str) -> boo
     pass
   except Exception as e:
     if _is_stop(e):
-      return False
+      return not stopping  # else it was this cell alone that was to stop
     if full := _disk_full(e):
       raise full from e
     with contextlib.suppress(ClaimLost):
@@ -111,6 +141,24 @@ def _run_cell(folder: Path, run: Runner, stopping: Stopping, launch: str) -> boo
   finally:
     claim.release()
   return True
+
+
+def _claim(folder: Path, args: argparse.Namespace, leases: Leases) -> Claim | None:
+  """The right to run a cell, if it is free; where no launcher does, charges whoever was lost."""
+  claim = Claim.acquire(folder, args.launch, retries=args.retries)
+  if claim or not args.wait:
+    return claim
+  if held := holder(folder):
+    lost = leases.lapsed(folder, held) and Claim.take_over(folder, held, beats(folder), args.launch)
+    cause, message = causes.LOST, f'no sign of life of {describe(held)}'
+  else:
+    held = read_json(folder / CLAIM, strict=False)
+    lost = held and Claim.acquire(folder, args.launch, retry=True)
+    cause, message = causes.DIED, f'{describe(held or {})} is gone'
+  if not lost:
+    return None
+  lost.fail(cause, message, tail(folder / 'log.txt'))
+  return Claim.acquire(folder, args.launch, retries=args.retries)
 
 
 def _config(folder: Path) -> Config:
@@ -127,8 +175,11 @@ def _is_stop(e: Exception) -> bool:
 
 def _cause(e: Exception) -> str:
   if isinstance(e, UserError):
-    return 'refused'
-  return getattr(e, 'cause', '') or ('non-finite' if type(e).__name__ == 'NonFinite' else 'bug')
+    return causes.REFUSED
+  if isinstance(e, MemoryError) or 'RESOURCE_EXHAUSTED' in str(e):  # as XLA says it
+    return causes.MEMORY
+  own = causes.NON_FINITE if type(e).__name__ == 'NonFinite' else causes.BUG
+  return getattr(e, 'cause', '') or own
 
 
 def _message(e: Exception) -> str:

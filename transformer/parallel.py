@@ -29,6 +29,8 @@ def make(config: Config) -> MeshParallel | PmapParallel:
   """
   mode, devices = config.parallel.mode, jax.devices()
   mesh = axes.parse_mesh(config.parallel.mesh)
+  if mode == 'auto' and not mesh and len(devices) > 1 and devices[0].platform == 'cpu':
+    mode = 'pmap'  # on a device of its own each core takes the ways that only lone CPUs have
   mesh = mesh or {'data': len(devices)}
   if prod(mesh.values()) > len(devices):
     raise UserError(

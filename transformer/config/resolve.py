@@ -40,7 +40,8 @@ def resolve(config: Config) -> Config:
     raise UserError(f'--data.batch_size={batch}: not divisible by --train.accumulate={parts}')
   if axes.parse_mesh(config.parallel.mesh) and config.parallel.mode == 'pmap':
     raise UserError('--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out')
-  out['parallel.mode'] = 'pmap' if config.parallel.mode == 'pmap' else 'mesh'
+  if axes.parse_mesh(config.parallel.mesh):
+    out['parallel.mode'] = 'mesh'
   config = config.replace(**out)
   stacks = {'layers': widths(config)}
   if config.model.architecture == 'encoder_decoder':
