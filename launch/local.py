@@ -53,7 +53,8 @@ def run(
 ) -> Outcome:
   """Runs every cell that is not done, side by side in `workers` processes, and waits.
 
-  workers: 0: one a core on CPU, one on an accelerator. console: a rich console; standard error
+  workers: 0: one a core on CPU, one on an accelerator; under --parallel.distributed it is one, and
+  the same command runs on every host. console: a rich console; standard error
   unless given. worker_command: what to start instead of `python -m launch.worker`.
 
   A cell that fails, or at which a worker dies, is tried once per launch. SIGINT or SIGTERM lets the
@@ -74,8 +75,11 @@ def run(
     return outcome
   launch = uuid.uuid4().hex
   # seats as for all cells: one continued must not find itself on other cores than it began on
+  distributed = todo[0].config.parallel.distributed
+  if distributed != 'off':  # this machine's part of a team; the first process's cells are theirs
+    workers = 1
   places = seats(workers, len(todo) + len(outcome.skipped_done))[: len(todo)]
-  pool = Pool(workdir, places, launch, worker_command)
+  pool = Pool(workdir, places, launch, worker_command, [f'--distributed={distributed}'])
   display = Display(console, len(todo) + len(outcome.skipped_done), len(outcome.skipped_done))
   with _signals() as asked, pool, display:
     _Launch(workdir, launch, todo, pool, display, outcome).run(asked)

@@ -58,13 +58,21 @@ class Worker:
 
 
 class Pool:
-  """As many workers as seats. As a context manager it leaves none behind."""
+  """As many workers as seats. As a context manager it leaves none behind.
+
+  more: arguments of every worker beside its own.
+  """
 
   def __init__(
-    self, workdir: Path, seats: list[Seat], launch: str, command: Sequence[str] | None = None
+    self,
+    workdir: Path,
+    seats: list[Seat],
+    launch: str,
+    command: Sequence[str] | None = None,
+    more: Sequence[str] = (),
   ):
     self._workdir, self._launch, self._command = workdir, launch, tuple(command or COMMAND)
-    self._seats = seats
+    self._seats, self._more = seats, more
     self._workers: list[Worker | None] = [None] * len(seats)
     self._free_at = [0.0] * len(seats)
 
@@ -130,7 +138,7 @@ class Pool:
       arguments.append(f'--core={",".join(map(str, seat.cores))}')
     with open(log, 'ab') as out:
       process = subprocess.Popen(
-        [*self._command, *arguments, '--cells', *cells],
+        [*self._command, *arguments, *self._more, '--cells', *cells],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=out,

@@ -4,6 +4,8 @@
 
 Cells are folder names below <workdir>/cells, each with its config.json. What is done, or claimed
 by another process, is left alone, so any number of workers may be given the same list.
+
+With --distributed several such processes, on one host or many, run each cell together (team.py).
 """
 
 from __future__ import annotations
@@ -22,19 +24,21 @@ from pathlib import Path
 from launch.cells import Claim, ClaimLost, code_digest
 from launch.control import Control, Stopping
 from launch.files import read_json, tail
+from launch.team import Alone, Follower, Team
 from transformer.config import Config
 from transformer.errors import UserError
 from transformer.provenance import library_digest
 
 STOPPED = os.EX_TEMPFAIL  # asked to stop: the same cells can be continued
 DISK = os.EX_IOERR  # the run folder takes no more: no use in going on
+LOST = os.EX_UNAVAILABLE  # another process of the team is gone
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 Runner = Callable[[Config, Path, Control], dict]
 
 
 def main(argv: list[str] | None = None, run: Runner | None = None) -> int:
-  """Runs the cells listed in `argv`; returns the exit status: 0, STOPPED or DISK.
+  """Runs the cells listed in `argv`; returns the exit status: 0, STOPPED, DISK or LOST.
 
   run: runs one cell; transformer.train.run unless given. After DISK, standard output holds one
   line of JSON, [errno, text, file]; all else that is printed goes to standard error.
@@ -49,16 +53,59 @@ def main(argv: list[str] | None = None, run: Runner | None = None) -> int:
   if args.core:
     os.sched_setaffinity(0, args.core)
   library_digest()  # now: the files may be edited while we run
-  run = run or _train_run()
   try:
-    for name in args.cells:
-      if stopping or not _run_cell(args.workdir / 'cells' / name, run, stopping, args.launch):
-        return STOPPED
+    if args.distributed == 'off':
+      return _lead(args, Alone(), run or _train_run(), stopping)
+    return _one_of_several(args, run, stopping)
   except OSError as e:
     traceback.print_exc()
     os.write(report, json.dumps([e.errno, e.strerror, e.filename]).encode())
-    return DISK
+    return _at_once(DISK) if args.distributed != 'off' else DISK
+
+
+def _lead(args: argparse.Namespace, team: Alone | Team, run: Runner, stopping: Stopping) -> int:
+  """Runs the cells that are free."""
+  for name in args.cells:
+    if stopping or not _run_cell(args.workdir / 'cells' / name, run, stopping, args.launch, team):
+      team.begin('')
+      return STOPPED
+  team.begin('')
   return 0
+
+
+def _one_of_several(args: argparse.Namespace, run: Runner | None, stopping: Stopping) -> int:
+  """What one of several processes does: the first leads, the others follow."""
+  try:
+    team = Team(args.distributed)
+    run = run or _train_run()
+    return (_follow if team.rank else _lead)(args, team, run, stopping)
+  except OSError:
+    raise
+  except Exception as e:
+    if isinstance(e, UserError):
+      print(e, file=sys.stderr)
+    else:
+      traceback.print_exc()
+    return _at_once(LOST if team.is_loss(e) else os.EX_SOFTWARE)
+
+
+def _follow(args: argparse.Namespace, team: Team, run: Runner, stopping: Stopping) -> int:
+  """Runs the cells that the first process begins."""
+  for name in team.begun():
+    folder = args.workdir / 'cells' / name
+    try:
+      with _output_to(folder / f'log-{team.rank}.txt'), _traced():
+        run(_config(folder), folder, Follower(stopping))
+    except Exception as e:
+      if not team.survives(e):
+        raise
+  return STOPPED if stopping else 0
+
+
+def _at_once(status: int) -> int:
+  """Ends this process: in a tidy end jax would wait for the others, and they wait for us."""
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -67,6 +114,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument('--cells', nargs='+', required=True, help='folder names')
   parser.add_argument('--core', type=_cores, help='pin to these cores, as in 0 or 0,1')
   parser.add_argument('--launch', default='', help='identifier shared by the workers of a launch')
+  parser.add_argument('--distributed', default='off', help='as --parallel.distributed')
   parser.add_argument('--parent', type=int, default=os.getppid(), help='stop when it is gone')
   args = parser.parse_args(argv)
   args.cells = [name for names in args.cells for name in names.split(',') if name]
@@ -84,33 +132,50 @@ def _train_run() -> Runner:
   return train.run
 
 
-def _run_cell(folder: Path, run: Runner, stopping: Stopping, launch: str) -> bool:
-  """Runs one cell if it is free; returns False if it was stopped. Raises OSError for a bad disk."""
+def _run_cell(
+  folder: Path, run: Runner, stopping: Stopping, launch: str, team: Alone | Team
+) -> bool:
+  """Runs one cell if it is free; returns False if it was stopped.
+
+  Raises OSError for a bad disk, and what of several processes this one cannot go on after.
+  """
   claim = Claim.acquire(folder, launch)
   if claim is None:
     return True
+  team.begin(folder.name)
   try:
-    with _output_to(folder / 'log.txt'):
-      try:
-        config = _config(folder)
-        done = run(config, folder, Control(claim, stopping))
-      except Exception as e:
-        if not isinstance(e, ClaimLost) and not _is_stop(e):
-          traceback.print_exc()
-        raise
+    with _output_to(folder / 'log.txt'), _traced():
+      config = _config(folder)
+      done = run(config, folder, Control(claim, stopping))
     claim.commit({**done, 'code': code_digest(config)})
-  except ClaimLost:
-    pass
+  except ClaimLost as e:
+    if not team.survives(e):
+      raise
   except Exception as e:
     if _is_stop(e):
       return False
     if full := _disk_full(e):
       raise full from e
+    if team.is_loss(e):
+      raise
     with contextlib.suppress(ClaimLost):
       claim.fail(_cause(e), _message(e), tail(folder / 'log.txt'))
+    if not team.survives(e):
+      raise
   finally:
     claim.release()
   return True
+
+
+@contextlib.contextmanager
+def _traced() -> Iterator[None]:
+  """An error of the cell's own is printed where its output goes."""
+  try:
+    yield
+  except Exception as e:
+    if not isinstance(e, ClaimLost) and not _is_stop(e):
+      traceback.print_exc()
+    raise
 
 
 def _config(folder: Path) -> Config:

@@ -128,9 +128,13 @@ def test_params_that_are_not_whole(tmp_path: Path, fresh: TrainState, how: str) 
   _damage(folder / '7', how)
   with pytest.raises(UserError) as e:
     load_params(folder)
-  assert str(e.value) == (
-    f'{folder}: checkpoint 7 is not whole; take another step, or train that run anew'
-  )
+  take = 'take another step, or train that run anew'
+  assert str(e.value).startswith(f'{folder}: checkpoint 7 is not whole (state/')
+  assert str(e.value).endswith(f'); {take}')
+  (folder / '7' / 'checksums.json').unlink()  # as if killed before they were kept
+  with pytest.raises(UserError) as e:
+    load_params(folder)
+  assert str(e.value) == f'{folder}: checkpoint 7 is not whole; {take}'
 
 
 @pytest.mark.parametrize('how', ['cut short', 'without state'])

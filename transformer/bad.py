@@ -2,7 +2,8 @@
 
   <cell>/bad/step-N.npz   the batch of step N
   <cell>/bad/S/state      a state at step S < N to start from: the one before the bad step where it
-                          is still at hand, else the last checkpoint before it
+                          is still at hand, else (and of several processes) the last checkpoint
+                          before it
 
 Training is a function of state and batch to the bit, so what lies between S and N can be repeated.
 """
@@ -13,6 +14,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from transformer.checkpoint import save_state
@@ -49,12 +51,12 @@ def keep(cell: Path, step: int, in_a_row: int, batch: dict, state: TrainState) -
   path.parent.mkdir(exist_ok=True)
   with replacing(path, 'wb') as f:
     np.savez_compressed(f, **batch)
-  last_good = step - in_a_row
+  last_good, alone = step - in_a_row, jax.process_count() == 1  # else all would have to save it
   before = next(iter(states_before(cell, last_good + 1)), 0)
   if before == last_good:
     if (cell / 'checkpoints' / str(before)).exists():
       _hold(cell, before)
-  elif int(state.bad_steps) == int(state.step) - last_good:  # it has not moved since
+  elif alone and int(state.bad_steps) == int(state.step) - last_good:  # it has not moved since
     then = {'step': np.int32(last_good), 'bad_steps': np.int32(0)}
     skipped = np.asarray(state.skipped) - np.asarray(state.bad_steps)
     save_state(path.parent / str(last_good) / 'state', state.replace(**then, skipped=skipped))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from transformer.config.field import setting
+from transformer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,11 @@ class ParallelConfig:
   mesh: str = setting(
     '', "mesh axes and sizes, as in 'data:4,fsdp:2'; empty: all devices on data", kind='free'
   )
+  distributed: str = setting(
+    'off',
+    'several processes as one: off; auto: as the cluster tells; coordinator:port,rank,size',
+    kind='free',
+  )
 
 
 @dataclass(frozen=True)
@@ -24,3 +31,25 @@ class LaunchConfig:
   workers: int = setting(
     0, 'processes side by side; 0: one a core on CPU, one on an accelerator', kind='free', low=0
   )
+
+
+@dataclass(frozen=True)
+class Rank:
+  """One of several processes of a run. coordinator: host:port that process 0 listens on."""
+
+  coordinator: str
+  rank: int
+  size: int
+
+
+def parse_distributed(text: str) -> str | Rank:
+  """'off', 'auto', or who a process is, of '10.0.0.1:1234,0,2'. Raises UserError."""
+  if text in ('off', 'auto'):
+    return text
+  found = re.fullmatch(r'(\S+:\d+),(\d+),(\d+)', text)
+  if not found or int(found[2]) >= int(found[3]):
+    raise UserError(
+      f'--parallel.distributed={text}: should be off, auto, or coordinator:port,rank,size with a '
+      'rank below size, as in 10.0.0.1:1234,0,2'
+    )
+  return Rank(found[1], int(found[2]), int(found[3]))
