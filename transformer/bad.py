@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from transformer.checkpoint import save_state
+from transformer.errors import UserError
 from transformer.files import replacing
 from transformer.runs import saved_steps
 from transformer.state import TrainState
@@ -28,6 +30,18 @@ _MOST = 3  # steps of a run; what follows is mostly more of the same
 def batch_file(cell: Path, step: int) -> Path:
   """Where the batch of a bad step is, if it was kept."""
   return cell / 'bad' / f'step-{step}.npz'
+
+
+def kept_batch(cell: Path, step: int) -> dict[str, np.ndarray] | None:
+  """The batch of a bad step, if it was kept. Raises UserError naming a file that is none."""
+  path = batch_file(cell, step)
+  try:
+    with np.load(path, allow_pickle=False) as arrays:  # nobody's code is run from a run's folder
+      return dict(arrays)
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+    raise UserError(f'{path}: is not a batch as it was kept; delete it') from None
 
 
 def states_before(cell: Path, step: int) -> dict[int, Path]:
