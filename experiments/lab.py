@@ -20,6 +20,7 @@ from absl import flags as absl_flags
 
 from experiments import plan
 from experiments.plan import Experiment
+from launch import engines
 from launch.cells import read_json, stale, state, write_json
 from transformer import boards, count, flags, runs
 from transformer.config import Config, idle, result_settings
@@ -39,6 +40,7 @@ def define_flags(name: str, **defaults: object) -> None:
   """The settings, and the flags that all experiments share."""
   flags.define(**defaults)
   flags.script_flag('str', 'workdir', f'runs/{name}', 'folder of cells, report and plots')
+  flags.script_flag('str', 'on', engines.LOCAL, 'where cells run: local | slurm | kubernetes')
   flags.script_flag('bool', 'dry_run', False, 'print cells and cost, run nothing')
   flags.script_flag('bool', 'recompute', False, 'run cells again that other code or data made')
   flags.script_flag('bool', 'accept_stale', False, 'keep cells that other code or data made')
@@ -48,19 +50,26 @@ def run(experiment: Experiment) -> int:
   """Runs what is missing, writes and prints the report. Returns the exit status."""
   if not FLAGS.workdir:
     raise UserError('--workdir=: is empty; name a folder, as in --workdir=runs/x')
+  if FLAGS.on != engines.LOCAL:
+    engines.engine(FLAGS.on)  # refuses what is none, before anything is done
   out, workdir = console(), Path(FLAGS.workdir)
   is_new = not workdir.exists()
   _say_origins(experiment, workdir)
   say_idle({cell.variant: cell.config for cell in experiment.cells}.values())
   if FLAGS.dry_run:
     plan.show(experiment, workdir, out)
+    if FLAGS.on != engines.LOCAL:
+      print(engines.engine(FLAGS.on).plan(engines.job(workdir, experiment.cells)))
     return 0
   boards.require(experiment.base)
   _check_folder(experiment, workdir)
   _prepare(experiment, workdir)
+  if FLAGS.on != engines.LOCAL:
+    return _submit(experiment, workdir)
   from launch import local
 
-  outcome = local.run(workdir, experiment.cells, experiment.base.launch.workers)
+  launch = experiment.base.launch
+  outcome = local.run(workdir, experiment.cells, launch.workers, retries=launch.retries)
   from transformer.analysis import report
 
   results = report.write(workdir)
@@ -72,7 +81,18 @@ def run(experiment: Experiment) -> int:
   if outcome.interrupted:
     print('interrupted; the same command continues', file=sys.stderr)
     return 130
-  return 1 if outcome.failed or outcome.elsewhere else 0
+  return 1 if outcome.failed else 0
+
+
+def _submit(experiment: Experiment, workdir: Path) -> int:
+  """Hands what is not done, and not handed over yet, to a cluster, and goes."""
+  count = engines.submit(FLAGS.on, experiment.cells, workdir)
+  done = sum(state(cell.folder(workdir)) == 'done' for cell in experiment.cells)
+  left = len(experiment.cells) - done - count
+  told = [f'{done} done'] * bool(done) + [f'{left} running or queued already'] * bool(left)
+  print(f'{count} cells submitted to {FLAGS.on}' + ''.join(f', {part}' for part in told))
+  print(f'python -m launch.status --workdir={workdir}')
+  return 0
 
 
 def console() -> Console:
@@ -159,7 +179,8 @@ def _load(experiment: Experiment, watch: Watch) -> dict[Hashable, Data]:
 
 
 def _record(experiment: Experiment) -> dict:
-  module = f'experiments.{Path(sys.argv[0]).stem}'
+  script = Path(sys.argv[0])
+  module = f'{"launch" if script.parent.name == "launch" else "experiments"}.{script.stem}'
   once = ('--recompute', '--accept_stale', '--norecompute', '--noaccept_stale')
   args = [arg for arg in sys.argv[1:] if not arg.startswith(once)]
   return {
@@ -170,6 +191,7 @@ def _record(experiment: Experiment) -> dict:
     'match': experiment.match,
     'budget': experiment.budget,
     'absorb': experiment.absorb,
+    'by': experiment.by,
     'command': shlex.join(['python', '-m', module, *args]),
     'asked': experiment.asked.to_json(),
     'base': experiment.base.to_json(),
@@ -227,8 +249,8 @@ def _identity(record: dict, asked: Config) -> dict:
   --baseline decides no cell but through the budget.
   """
   told = {'experiment': 'name', 'what varies': 'variable', '--match': 'match'}
-  told |= {'--absorb': 'absorb', f'budget of {record["match"]}': 'budget'}
-  return {k: record.get(v) for k, v in told.items()} | result_settings(asked)
+  told |= {'what is swept': 'by', '--absorb': 'absorb', f'budget of {record["match"]}': 'budget'}
+  return {k: record.get(v) or '' for k, v in told.items()} | result_settings(asked)
 
 
 def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> None:

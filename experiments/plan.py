@@ -23,6 +23,7 @@ class Experiment:
   config of the baseline. cells: in the order variants are to be listed. variable: the setting that
   varies, '' if none. baseline: the variant others are compared with. match: the kind of budget held
   equal, budget: its size, absorb: what gives way for it. apart: variants that keep another one.
+  by: of a sweep, the settings its report groups cells by, separated by commas.
   """
 
   name: str
@@ -36,6 +37,7 @@ class Experiment:
   budget: int = 0
   absorb: str = ''
   apart: Sequence[str] = ()
+  by: str = ''
 
 
 def show(experiment: Experiment, workdir: Path, out: Console) -> None:

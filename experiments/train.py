@@ -6,10 +6,13 @@
   python -m experiments.train --model.architecture=encoder         of masked tokens
   python -m experiments.train --model.architecture=encoder_decoder  from a source to a target
 
-The same command again continues an interrupted run. Then: experiments.generate.
+The same command again continues an interrupted run. Then: experiments.generate. Many at once:
+launch.sweep.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from experiments import lab
 from experiments.plan import Experiment
@@ -28,12 +31,16 @@ lab.define_flags(NAME, **PRESETS['pilot'], **{'train.eval_every': 100})
 
 
 def main() -> int:
-  asked = flags.config()
-  config = resolve(asked)
+  config = resolve(flags.config())
   variant = config.ffn.activation
-  cell = Cell(f'{variant}-seed{config.seed}', variant, config)
-  question = QUESTIONS[config.model.architecture]
-  return lab.run(Experiment(NAME, question, asked, config, [cell]))
+  return run([Cell(f'{variant}-seed{config.seed}', variant, config)])
+
+
+def run(cells: Sequence[Cell], by: str = '') -> int:
+  """Trains these cells: one, or those of a sweep, to be compared `by` what varies."""
+  base = cells[0].config
+  question = QUESTIONS[base.model.architecture]
+  return lab.run(Experiment(NAME, question, flags.config(), base, cells, by=by))
 
 
 if __name__ == '__main__':

@@ -3,7 +3,9 @@
   python -m launch.worker --workdir=runs/x --cells=a-1a2b3c4d,b-5e6f7a8b [--core=0]
 
 Cells are folder names below <workdir>/cells, each with its config.json. What is done, or claimed
-by another process, is left alone, so any number of workers may be given the same list.
+by another process, is left alone, so any number of workers may be given the same list. With --wait
+a worker without a launcher beside it, on a cluster, stays until each of them has ended, and takes
+over what was claimed by a process that gives no sign of life any more.
 
 With --distributed several such processes, on one host or many, run each cell together (team.py).
 """
@@ -17,13 +19,17 @@ import faulthandler
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from launch.cells import Claim, ClaimLost, code_digest
+from launch import causes
+from launch.cells import Claim, ClaimLost, code_digest, state
+from launch.claims import CLAIM, describe, holder
 from launch.control import Control, Stopping
 from launch.files import read_json, tail
+from launch.lease import Leases, beats
 from launch.team import Alone, Follower, Team
 from transformer.config import Config
 from transformer.errors import UserError
@@ -31,14 +37,14 @@ from transformer.provenance import library_digest
 
 STOPPED = os.EX_TEMPFAIL  # asked to stop: the same cells can be continued
 DISK = os.EX_IOERR  # the run folder takes no more: no use in going on
-LOST = os.EX_UNAVAILABLE  # another process of the team is gone
+_LOOK = 1.0  # seconds between looks at cells that others hold
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 Runner = Callable[[Config, Path, Control], dict]
 
 
 def main(argv: list[str] | None = None, run: Runner | None = None) -> int:
-  """Runs the cells listed in `argv`; returns the exit status: 0, STOPPED, DISK or LOST.
+  """Runs the cells listed in `argv`; returns the exit status: 0, STOPPED or DISK.
 
   run: runs one cell; transformer.train.run unless given. After DISK, standard output holds one
   line of JSON, [errno, text, file]; all else that is printed goes to standard error.
@@ -54,22 +60,14 @@ def main(argv: list[str] | None = None, run: Runner | None = None) -> int:
     os.sched_setaffinity(0, args.core)
   library_digest()  # now: the files may be edited while we run
   try:
-    if args.distributed == 'off':
-      return _lead(args, Alone(), run or _train_run(), stopping)
-    return _one_of_several(args, run, stopping)
+    if args.distributed != 'off':
+      return _one_of_several(args, run, stopping)
+    if not _run_cells(args, run or _train_run(), stopping, Alone()):
+      return STOPPED
   except OSError as e:
     traceback.print_exc()
     os.write(report, json.dumps([e.errno, e.strerror, e.filename]).encode())
-    return _at_once(DISK) if args.distributed != 'off' else DISK
-
-
-def _lead(args: argparse.Namespace, team: Alone | Team, run: Runner, stopping: Stopping) -> int:
-  """Runs the cells that are free."""
-  for name in args.cells:
-    if stopping or not _run_cell(args.workdir / 'cells' / name, run, stopping, args.launch, team):
-      team.begin('')
-      return STOPPED
-  team.begin('')
+    return DISK if args.distributed == 'off' else _at_once(DISK)
   return 0
 
 
@@ -78,7 +76,11 @@ def _one_of_several(args: argparse.Namespace, run: Runner | None, stopping: Stop
   try:
     team = Team(args.distributed)
     run = run or _train_run()
-    return (_follow if team.rank else _lead)(args, team, run, stopping)
+    if team.rank:
+      return _follow(args, run, stopping, team)
+    ended = _run_cells(args, run, stopping, team)
+    team.begin('')
+    return 0 if ended else STOPPED
   except OSError:
     raise
   except Exception as e:
@@ -86,10 +88,10 @@ def _one_of_several(args: argparse.Namespace, run: Runner | None, stopping: Stop
       print(e, file=sys.stderr)
     else:
       traceback.print_exc()
-    return _at_once(LOST if team.is_loss(e) else os.EX_SOFTWARE)
+    return _at_once(os.EX_SOFTWARE)
 
 
-def _follow(args: argparse.Namespace, team: Team, run: Runner, stopping: Stopping) -> int:
+def _follow(args: argparse.Namespace, run: Runner, stopping: Stopping, team: Team) -> int:
   """Runs the cells that the first process begins."""
   for name in team.begun():
     folder = args.workdir / 'cells' / name
@@ -108,6 +110,26 @@ def _at_once(status: int) -> int:
   os._exit(status)
 
 
+def _run_cells(
+  args: argparse.Namespace, run: Runner, stopping: Stopping, team: Alone | Team
+) -> bool:
+  """Runs what is free of its cells; returns False if it was stopped before the end of them."""
+  leases, left = Leases(), args.cells
+  while left:
+    for name in left:
+      folder = args.workdir / 'cells' / name
+      if stopping or not _run_cell(folder, run, stopping, args, leases, team):
+        return False
+    left = [name for name in left if args.wait and _held(args.workdir / 'cells' / name)]
+    if left:
+      time.sleep(_LOOK)
+  return True
+
+
+def _held(folder: Path) -> bool:
+  return state(folder) == 'running'
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--workdir', type=Path, required=True)
@@ -115,6 +137,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument('--core', type=_cores, help='pin to these cores, as in 0 or 0,1')
   parser.add_argument('--launch', default='', help='identifier shared by the workers of a launch')
   parser.add_argument('--distributed', default='off', help='as --parallel.distributed')
+  parser.add_argument('--retries', type=int, default=0, help='tries after one that may pass')
+  parser.add_argument('--wait', action='store_true', help='for cells that others hold')
   parser.add_argument('--parent', type=int, default=os.getppid(), help='stop when it is gone')
   args = parser.parse_args(argv)
   args.cells = [name for names in args.cells for name in names.split(',') if name]
@@ -133,33 +157,38 @@ def _train_run() -> Runner:
 
 
 def _run_cell(
-  folder: Path, run: Runner, stopping: Stopping, launch: str, team: Alone | Team
+  folder: Path,
+  run: Runner,
+  stopping: Stopping,
+  args: argparse.Namespace,
+  leases: Leases,
+  team: Alone | Team,
 ) -> bool:
   """Runs one cell if it is free; returns False if it was stopped.
 
-  Raises OSError for a bad disk, and what of several processes this one cannot go on after.
+  Raises OSError for a bad disk, and what one of several processes cannot go on after.
   """
-  claim = Claim.acquire(folder, launch)
+  claim = _claim(folder, args, leases)
   if claim is None:
     return True
   team.begin(folder.name)
   try:
     with _output_to(folder / 'log.txt'), _traced():
       config = _config(folder)
-      done = run(config, folder, Control(claim, stopping))
+      with Control(claim, stopping) as control:
+        done = run(config, folder, control)
     claim.commit({**done, 'code': code_digest(config)})
   except ClaimLost as e:
     if not team.survives(e):
       raise
   except Exception as e:
     if _is_stop(e):
-      return False
+      return not stopping  # else it was this cell alone that was to stop
     if full := _disk_full(e):
       raise full from e
-    if team.is_loss(e):
-      raise
     with contextlib.suppress(ClaimLost):
-      claim.fail(_cause(e), _message(e), tail(folder / 'log.txt'))
+      cause = causes.LOST if team.is_loss(e) else _cause(e)
+      claim.fail(cause, _message(e), tail(folder / 'log.txt'))
     if not team.survives(e):
       raise
   finally:
@@ -178,6 +207,24 @@ def _traced() -> Iterator[None]:
     raise
 
 
+def _claim(folder: Path, args: argparse.Namespace, leases: Leases) -> Claim | None:
+  """The right to run a cell, if it is free; where no launcher does, charges whoever was lost."""
+  claim = Claim.acquire(folder, args.launch, retries=args.retries)
+  if claim or not args.wait:
+    return claim
+  if held := holder(folder):
+    lost = leases.lapsed(folder, held) and Claim.take_over(folder, held, beats(folder), args.launch)
+    cause, message = causes.LOST, f'no sign of life of {describe(held)}'
+  else:
+    held = read_json(folder / CLAIM, strict=False)
+    lost = held and Claim.acquire(folder, args.launch, retry=True)
+    cause, message = causes.DIED, f'{describe(held or {})} is gone'
+  if not lost:
+    return None
+  lost.fail(cause, message, tail(folder / 'log.txt'))
+  return Claim.acquire(folder, args.launch, retries=args.retries)
+
+
 def _config(folder: Path) -> Config:
   path = folder / 'config.json'
   tree = read_json(path)
@@ -192,8 +239,11 @@ def _is_stop(e: Exception) -> bool:
 
 def _cause(e: Exception) -> str:
   if isinstance(e, UserError):
-    return 'refused'
-  return getattr(e, 'cause', '') or ('non-finite' if type(e).__name__ == 'NonFinite' else 'bug')
+    return causes.REFUSED
+  if isinstance(e, MemoryError) or 'RESOURCE_EXHAUSTED' in str(e):  # as XLA says it
+    return causes.MEMORY
+  own = causes.NON_FINITE if type(e).__name__ == 'NonFinite' else causes.BUG
+  return getattr(e, 'cause', '') or own
 
 
 def _message(e: Exception) -> str:

@@ -42,6 +42,14 @@ def run(config: Config, folder: Path, control: Control) -> dict:
     raise NonFinite('loss is nan at step 7')
   if kind == 'full':
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / 'checkpoints'))
+  if kind == 'further':
+    reached = len(list(folder.glob('checkpoints/*')))
+    if reached < 3:
+      (folder / 'checkpoints' / str(reached + 1)).mkdir(parents=True)
+      os._exit(3)
+  if kind == 'pause' and not (folder / 'paused').exists():
+    (folder / 'paused').touch()
+    os.kill(os.getpid(), signal.SIGSTOP)
   release = folder.parents[1] / 'go'  # cells called slow wait for this file
   steps = 20 if kind == 'some' else 4
   for step in range(steps):

@@ -29,7 +29,10 @@ class LaunchConfig:
   """Where the cells of an experiment run."""
 
   workers: int = setting(
-    0, 'processes side by side; 0: one a core on CPU, one on an accelerator', kind='free', low=0
+    0, 'processes side by side; 0: one a core on CPU, one an accelerator', kind='free', low=0
+  )
+  retries: int = setting(
+    2, 'tries of a cell after one that may pass: its process died or was lost', kind='free', low=0
   )
 
 
