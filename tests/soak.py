@@ -63,24 +63,30 @@ def cells(number: int) -> list[Cell]:
 
 @dataclass
 class Round:
-  """One sweep. number: of cells. told: what was done to whom, and how often."""
+  """One sweep. number: of cells. cluster: with a worker beside the launcher's.
+
+  told: what was done to whom, and how often. tokens: of results, as first seen.
+  """
 
   workdir: Path
   number: int
   chance: random.Random
+  cluster: bool = True
   pace: float = 0.02
   told: Counter = field(default_factory=Counter)
-  tokens: dict[str, str] = field(default_factory=dict)  # of results, as first seen
+  tokens: dict[str, str] = field(default_factory=dict)
 
   def run(self, kills: int) -> None:
     """Disturbs the sweep until it is through, or left alone after so many kills."""
     self.workdir.mkdir(parents=True)
     self.cells = cells(self.number)
-    actors = {'launcher': self._launcher(), 'worker': self._worker()}
+    actors = {'launcher': self._launcher()}
+    if self.cluster:
+      actors['worker'] = self._worker()
     try:
       while not self._through(actors):
         if sum(n for what, n in self.told.items() if what.startswith('killed')) < kills:
-          time.sleep(self.chance.uniform(0.2, 5.0))
+          time.sleep(self.chance.uniform(0.2, 4.0))
           self._disturb(actors)
         else:
           time.sleep(0.2)
@@ -118,10 +124,8 @@ class Round:
     done = len(self.tokens) == self.number
     for name, process in actors.items():
       if process.poll() is not None and not done:
-        assert process.returncode in (0, -signal.SIGKILL, os.EX_TEMPFAIL), (
-          name,
-          process.returncode,
-        )
+        status = process.returncode
+        assert status in (0, -signal.SIGKILL, os.EX_TEMPFAIL), f'{name} ended with {status}'
         actors[name] = self._launcher() if name == 'launcher' else self._worker()
     return done and all(process.poll() is not None for process in actors.values())
 
@@ -136,7 +140,7 @@ class Round:
     pid, start = pids[name], process_start(pids[name])
     if not start:
       return  # it has ended between two looks; the next moment will do
-    way = self.chance.choice(['killed', 'killed', 'paused', 'paused past its lease'])
+    way = self.chance.choice(['killed'] * 3 + ['paused', 'paused past its lease'])
     if way == 'killed':
       assert process_start(pid) == start, 'was not alive when killed'
       os.kill(pid, signal.SIGKILL)
@@ -168,13 +172,16 @@ def assert_undisturbed(workdir: Path, undisturbed: Path, number: int) -> None:
     assert not (mine / 'claim.json').exists(), c.name
 
 
-def soak(workdir: Path, kills: int, number: int, seed: int) -> dict:
-  """Rounds of sweeps of `number` cells until `kills` kills; returns what was done."""
+def soak(workdir: Path, kills: int, number: int, seed: int, cluster: bool = True) -> dict:
+  """Rounds of sweeps of `number` cells until `kills` kills; returns what was done.
+
+  cluster: with a worker beside the launcher's.
+  """
   chance, told, rounds = random.Random(seed), Counter(), 0
-  alone = Round(workdir / 'undisturbed', number, chance, pace=0.0)
+  alone = Round(workdir / 'undisturbed', number, chance, cluster=False, pace=0.0)
   alone.run(0)
   while (made := sum(n for what, n in told.items() if what.startswith('killed'))) < kills:
-    one = Round(workdir / f'round-{rounds}', number, chance)
+    one = Round(workdir / f'round-{rounds}', number, chance, cluster)
     one.run(kills - made)
     told, rounds = told + one.told, rounds + 1
     assert_undisturbed(one.workdir, alone.workdir, number)
