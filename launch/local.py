@@ -70,11 +70,12 @@ def run(
 ) -> Outcome:
   """Runs every cell that is not done, side by side in `workers` processes, and waits.
 
-  workers: 0: one a core on CPU, one an accelerator. console: a rich console; standard error
-  unless given. worker_command: what to start instead of `python -m launch.worker`. retries: tries
-  of a cell after one whose cause may pass (causes.py), as when its worker died; others have one a
-  launch. source: makes further cells. asked: where the caller collects signals that ask to stop;
-  without, they are collected here.
+  workers: 0: one a core on CPU, one an accelerator; under --parallel.distributed it is one, and the
+  same command runs on every host. console: a rich console; standard error unless given.
+  worker_command: what to start instead of `python -m launch.worker`. retries: tries of a cell after
+  one whose cause may pass (causes.py), as when its worker died; others have one a launch. source:
+  makes further cells. asked: where the caller collects signals that ask to stop; without, they are
+  collected here.
 
   SIGINT or SIGTERM, or launch.cancel, lets the workers checkpoint and leave; a second signal kills
   them. Raises OSError naming the file if the run folder cannot be written, UserError if no worker
@@ -94,9 +95,12 @@ def run(
     return outcome
   launch, skipped = uuid.uuid4().hex, len(outcome.skipped_done)
   total = source.total if source else len(todo) + skipped
+  distributed = next((c.config.parallel.distributed for c in cells), 'off')
+  if distributed != 'off':  # this machine's part of a team
+    workers = 1
   # seats as for all cells: one continued must not find itself on other cores than it began on
   places = seats(workers, total, _devices_of(cells), _rows_of(cells))[: total - skipped]
-  pool = Pool(workdir, places, launch, worker_command, retries)
+  pool = Pool(workdir, places, launch, worker_command, retries, distributed)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
   collected = _signals() if asked is None else contextlib.nullcontext(asked)
@@ -129,7 +133,10 @@ def _devices_of(cells: Sequence[Cell]) -> int:
 
 def _rows_of(cells: Sequence[Cell]) -> int:
   """What every micro-batch is a multiple of; 1 where a cell says itself how it lies on devices."""
-  if any(c.config.parallel.mesh or c.config.parallel.mode != 'auto' for c in cells):
+  apart = (
+    p.mesh or p.mode != 'auto' or p.distributed != 'off' for p in (c.config.parallel for c in cells)
+  )
+  if any(apart):
     return 1
   return math.gcd(*(c.config.data.batch_size // c.config.train.accumulate for c in cells)) or 1
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import devices
-from transformer.hardware import on_cpu
+from transformer import hardware
 
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 _PARTS = '--xla_force_host_platform_device_count'
@@ -44,7 +44,7 @@ class Seat:
     if self.one_thread or self.parts > 1:
       env['XLA_FLAGS'] = f'{xla} {_ONE_THREAD}'.strip()
       env['OMP_NUM_THREADS'] = '1'
-    if devices.kind() is None:
+    if hardware.kind() is None:
       env.setdefault('GLIBC_TUNABLES', _KEEP_MEMORY)
     return env
 
@@ -58,7 +58,7 @@ def seats(workers: int, cells: int, each: int = 1, rows: int = 1) -> list[Seat]:
   shares of the cores to themselves, and where that is one core each (15-30 % faster at small sizes)
   JAX is told to use one thread; several on accelerators get their own, or share them.
   """
-  kind, cores = devices.kind(), schedulable_cores()
+  kind, cores = hardware.kind(), schedulable_cores()
   places = max(1, len(kind.devices()) // each) if kind else len(cores)
   count = min(workers or places, cells)
   if count <= 1:

@@ -12,6 +12,7 @@ from typing import Any
 from transformer import axes, hardware, spec
 from transformer.config import routing
 from transformer.config.data import check_source
+from transformer.config.placement import parse_distributed
 from transformer.config.settings import SETTINGS, Config
 from transformer.errors import UserError
 
@@ -40,7 +41,10 @@ def resolve(config: Config) -> Config:
     raise UserError(f'--data.batch_size={batch}: not divisible by --train.accumulate={parts}')
   if axes.parse_mesh(config.parallel.mesh) and config.parallel.mode == 'pmap':
     raise UserError('--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out')
-  if axes.parse_mesh(config.parallel.mesh):
+  distributed = parse_distributed(config.parallel.distributed) != 'off'
+  if distributed and config.parallel.mode == 'pmap':
+    raise UserError('--parallel.mode=pmap: is for one process; of several the mode is mesh')
+  if distributed or axes.parse_mesh(config.parallel.mesh):
     out['parallel.mode'] = 'mesh'
   config = config.replace(**out)
   stacks = {'layers': widths(config)}
