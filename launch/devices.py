@@ -19,7 +19,8 @@ def dealt(kind: Kind, workers: int, each: int) -> list[dict[str, str]]:
     env = {kind.variable: ','.join(group)} if group else {}
     if kind.name == 'tpu' and len(group) == 1:  # one chip of a host is a whole topology
       env |= {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
-    if share > 1 and kind.name != 'tpu':  # each would take three quarters
+    told = 'XLA_PYTHON_CLIENT_MEM_FRACTION' in os.environ
+    if share > 1 and kind.name != 'tpu' and not told:  # each would take three quarters
       env['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.9 / share:.3f}'
     found.append(env)
   return found

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -54,8 +54,11 @@ class Source(Protocol):
 
   total: int  # cells in the end
 
-  def look(self, free: int) -> list[Cell]:
-    """Called again and again: reads what runs, returns cells to add, `free` of them at most."""
+  def look(self, running: Collection[str], free: int) -> list[Cell]:
+    """Called again and again: cells to add, at the end none.
+
+    running: folder names of those that have not ended. free: how many more could be at work.
+    """
 
 
 def run(
@@ -103,14 +106,14 @@ def run(
   pool = Pool(workdir, places, launch, worker_command, retries, distributed)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
-  collected = _signals() if asked is None else contextlib.nullcontext(asked)
+  collected = signals() if asked is None else contextlib.nullcontext(asked)
   with collected as asked, records.running(workdir, launch) as cancelled, pool, display:
     work.run(asked, cancelled)
   return outcome
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
   """Collects SIGINT and SIGTERM in the list it yields; puts the handlers back."""
   asked: list[int] = []
   if threading.current_thread() is not threading.main_thread():
@@ -196,9 +199,9 @@ class _Launch:
     began = time.monotonic()
     self._available = self._scan()
     if self._source:
-      new = self._source.look(self._pool.seats - len(self._open))
-      for cell in new:
-        write_config(cell, self._workdir)
+      for cell in self._source.look(self._open, self._pool.seats - len(self._open)):
+        if not holder(cell.folder(self._workdir)):
+          write_config(cell, self._workdir)
         self._add(cell)
         self._available.append(cell.folder_name)
     now = time.monotonic()
