@@ -107,17 +107,17 @@ def test_training_that_was_requeued_equals_the_undisturbed_and_its_code_is_the_s
   monkeypatch.delenv('XLA_FLAGS')
   for name, value in processes.environment().items():
     monkeypatch.setenv(name, value)
-  cell = processes.cell('a', **{'train.steps': 1000, 'train.eval_every': 500})
+  cell = processes.cell('a', **{'train.steps': 400, 'train.eval_every': 200})
   folder = cell.folder(workdir)
   workdir.with_name('calm').mkdir()
   calm = processes.start_worker(workdir.with_name('calm'), cell)
   record = slurm.submit(_job(workdir, [cell], report=True))
   task = f'{record["array"]}_0'
-  until(lambda: (read_json(folder / 'heartbeat.json') or {}).get('step', 0) > 100, 60)
+  until(lambda: (read_json(folder / 'heartbeat.json') or {}).get('step', 0) > 20, 60)
   cluster.run('scancel', '--batch', '--signal=USR1', task)
   cluster.start_again(task)
   (saved,) = processes.saved_steps(folder)
-  assert 100 < saved < 1000
+  assert 20 < saved < 400
   until(lambda: _states(record) == {'gone'}, 60)
   assert state(folder) == 'done', _log(workdir)
   assert calm.wait(60) == 0
