@@ -118,6 +118,22 @@ def test_seats(monkeypatch: pytest.MonkeyPatch) -> None:
   assert seats(1, 9) == [Seat()]
 
 
+def test_a_lone_worker_on_cpu_has_a_device_a_core_that_divides_the_rows(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  monkeypatch.setattr('launch.machine._cores', lambda: [0, 1, 2, 5])
+  monkeypatch.setattr('launch.machine._granted', lambda: None)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  monkeypatch.setenv('XLA_FLAGS', '')
+  assert [seats(1, 9, rows=n)[0].parts for n in (1, 2, 6, 8, 9)] == [1, 2, 3, 4, 3]
+  assert {seat.parts for seat in seats(0, 9, rows=8)} == {1}
+  flags = seats(1, 9, rows=8)[0].environment()['XLA_FLAGS']
+  assert '--xla_force_host_platform_device_count=4' in flags
+  assert '--xla_cpu_multi_thread_eigen=false' in flags
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=3')  # theirs stays
+  assert seats(1, 9, rows=8)[0].environment()['XLA_FLAGS'].count('device_count') == 1
+
+
 def test_slurm_grants_cores(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr('launch.machine._cores', lambda: [0, 1, 2, 5])
   monkeypatch.setenv('SLURM_CPUS_ON_NODE', '1')

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from transformer.config.field import setting
+from transformer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,11 @@ class ParallelConfig:
   mode: str = setting('auto', 'executor', kind='free', choices=('auto', 'pmap', 'mesh'))
   mesh: str = setting(
     '', "mesh axes and sizes, as in 'data:4,fsdp:2'; empty: all devices on data", kind='free'
+  )
+  distributed: str = setting(
+    'off',
+    'several processes as one: off; auto: as the cluster tells; coordinator:port,rank,size',
+    kind='free',
   )
 
 
@@ -67,3 +74,25 @@ class LaunchConfig:
   tpu: str = setting('', "Kubernetes: kind of TPU slice, as in 'tpu-v5p-slice'", kind='free')
   tpu_topology: str = setting('', "Kubernetes: chips of a slice, as in '2x2x4'", kind='free')
   tpus: int = setting(4, 'Kubernetes: TPU chips a host', kind='free', low=1)
+
+
+@dataclass(frozen=True)
+class Rank:
+  """One of several processes of a run. coordinator: host:port that process 0 listens on."""
+
+  coordinator: str
+  rank: int
+  size: int
+
+
+def parse_distributed(text: str) -> str | Rank:
+  """'off', 'auto', or who a process is, of '10.0.0.1:1234,0,2'. Raises UserError."""
+  if text in ('off', 'auto'):
+    return text
+  found = re.fullmatch(r'(\S+:\d+),(\d+),(\d+)', text)
+  if not found or int(found[2]) >= int(found[3]):
+    raise UserError(
+      f'--parallel.distributed={text}: should be off, auto, or coordinator:port,rank,size with a '
+      'rank below size, as in 10.0.0.1:1234,0,2'
+    )
+  return Rank(found[1], int(found[2]), int(found[3]))
