@@ -34,6 +34,8 @@ _ONLOOKERS = (
   'evaluate.py',
   'flags.py',
   'interop',
+  'measure',
+  'programs.py',
   'replay.py',
   'upcycle.py',
 )
