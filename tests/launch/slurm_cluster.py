@@ -64,7 +64,7 @@ class Cluster:
     key.chmod(0o600)
     (folder / 'state').mkdir()
     host = socket.gethostname().partition('.')[0]
-    self.config.write_text(_CONFIG.format(host=host, folder=folder, ports=_free_ports(3)))
+    self.config.write_text(_CONFIG.format(host=host, folder=folder, ports=free_ports(3)))
     try:
       names = {'key-file': 'key', 'socket': 'sock', 'pid-file': 'pid', 'seed-file': 'seed'}
       options = [f'--{name}={folder}/munge.{end}' for name, end in names.items()]
@@ -154,7 +154,8 @@ class Cluster:
     return '\n'.join(path.read_text()[-2000:] for path in self._folder.glob('*.log'))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+  """So many ports that nobody listens on."""
   sockets = [socket.socket() for _ in range(count)]
   try:
     for s in sockets:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from launch_fakes import executions, make_cells, result, until
-from slurm_cluster import Cluster, absent
+from slurm_cluster import Cluster, absent, free_ports
 
 from launch import shares, slurm
 from launch.cells import Cell, read_json, state, write_config
@@ -70,13 +70,21 @@ def test_an_array_of_four_cells(cluster: Cluster, workdir: Path) -> None:
 
 
 @on_slurm
-def test_processes_of_two_nodes_run_a_cell_together(cluster: Cluster, workdir: Path) -> None:
-  cells = make_cells('a')
-  record = slurm.submit(_job(workdir, cells, nodes=2, cpus=1))
-  until(lambda: _states(record) == {'gone'}, 30)
-  assert state(cells[0].folder(workdir)) == 'done', _log(workdir)
+def test_processes_of_two_nodes_run_a_cell_together(
+  cluster: Cluster, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Ranks and size are Slurm's; only the coordinator is named: both nodes are this machine."""
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', f'127.0.0.1:{free_ports(1)[0]}')
+  monkeypatch.delenv('XLA_FLAGS')
+  cells = make_cells('a', 'b')
+  record = slurm.submit(_job(workdir, cells, nodes=2, cpus=1, per_task=2))
+  until(lambda: _states(record) == {'gone'}, 60)
+  assert [state(c.folder(workdir)) for c in cells] == ['done', 'done'], _log(workdir)
   assert [(workdir / f'rank-{i}').read_text() for i in (0, 1)] == ['alpha', 'beta']
-  assert not (workdir / 'rank-2').exists()
+  assert executions(workdir) == {'a': 2, 'b': 2}  # the first led, the second followed
+  for cell in cells:
+    logs = [cell.folder(workdir) / name for name in ('log.txt', 'log-1.txt')]
+    assert [log.read_text() for log in logs] == [f'running {cell.folder_name}\n'] * 2
 
 
 @on_slurm
