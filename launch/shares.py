@@ -53,8 +53,8 @@ class Shares:
 
   def python_path(self) -> str:
     """The snapshot before all else; what was importable at submission stays so."""
-    rest = os.environ.get('PYTHONPATH', '')
-    return os.pathsep.join([str(self.code), os.getcwd(), *filter(None, [rest])])
+    rest = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([str(self.code), os.getcwd(), *filter(None, rest)]))
 
 
 def deal(job: Job) -> Shares:
