@@ -23,6 +23,7 @@ from transformer import plugin
 from transformer.config import LaunchConfig
 from transformer.errors import UserError
 
+READ = ('per_task', 'throttle', 'nodes', 'cpus', 'memory', 'gpus', 'grace')  # by every engine
 TASK = ('-m', 'launch.task')  # what Python runs as a task
 _PATIENCE = 120.0  # seconds for a command of a cluster to answer
 
