@@ -191,6 +191,7 @@ def test_the_task_of_a_node_that_dies_is_run_on_another(cluster: Cluster, workdi
 
 
 @on_slurm
+@pytest.mark.exhaustive
 def test_a_task_that_never_gets_further_is_given_up(cluster: Cluster, workdir: Path) -> None:
   cells = make_cells('slow-a')
   record = slurm.submit(_job(workdir, cells, retries=0))
