@@ -64,11 +64,18 @@ class Cluster:
     key.chmod(0o600)
     (folder / 'state').mkdir()
     host = socket.gethostname().partition('.')[0]
-    self.config.write_text(_CONFIG.format(host=host, folder=folder, ports=_free_ports(3)))
+    self.config.write_text(_CONFIG.format(host=host, folder=folder, ports=free_ports(3)))
     try:
       names = {'key-file': 'key', 'socket': 'sock', 'pid-file': 'pid', 'seed-file': 'seed'}
       options = [f'--{name}={folder}/munge.{end}' for name, end in names.items()]
-      self._start('munged', '--foreground', '--force', *options, f'--log-file={folder}/munge.log')
+      self._start(
+        'munged',
+        '--foreground',
+        '--force',
+        '--num-threads=10',
+        *options,
+        f'--log-file={folder}/munge.log',
+      )
       until(lambda: (folder / 'munge.sock').exists())
       self._start('slurmctld', '-D')
       for node in NODES:
@@ -89,8 +96,12 @@ class Cluster:
         daemon.kill()
 
   def run(self, *args: str) -> str:
-    """Output of one of Slurm's commands; '' if it fails."""
-    return subprocess.run(args, capture_output=True, text=True, env=self._env()).stdout.strip()
+    """Output of one of Slurm's commands; '' if it fails, or gets no answer."""
+    try:
+      done = subprocess.run(args, capture_output=True, text=True, env=self._env(), timeout=20)
+    except subprocess.TimeoutExpired:
+      return ''
+    return done.stdout.strip()
 
   def node_of(self, task: str) -> str:
     """The node that a task ('12_0') is on; '' if it is on none."""
@@ -143,7 +154,8 @@ class Cluster:
     return '\n'.join(path.read_text()[-2000:] for path in self._folder.glob('*.log'))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+  """So many ports that nobody listens on."""
   sockets = [socket.socket() for _ in range(count)]
   try:
     for s in sockets:
