@@ -6,14 +6,18 @@
   python -m experiments.train --model.architecture=encoder         of masked tokens
   python -m experiments.train --model.architecture=encoder_decoder  from a source to a target
 
-The same command again continues an interrupted run. Then: experiments.generate.
+The same command again continues an interrupted run. Then: experiments.generate. Many at once:
+launch.sweep.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from experiments import lab
 from experiments.plan import Experiment
 from launch.cells import Cell
+from launch.search import Search
 from transformer import flags
 from transformer.config import PRESETS, resolve
 
@@ -28,12 +32,19 @@ lab.define_flags(NAME, **PRESETS['pilot'], **{'train.eval_every': 100})
 
 
 def main() -> int:
-  asked = flags.config()
-  config = resolve(asked)
+  config = resolve(flags.asked())
   variant = config.ffn.activation
-  cell = Cell(f'{variant}-seed{config.seed}', variant, config)
-  question = QUESTIONS[config.model.architecture]
-  return lab.run(Experiment(NAME, question, asked, config, [cell]))
+  return run([Cell(f'{variant}-seed{config.seed}', variant, config)])
+
+
+def run(cells: Sequence[Cell], by: str = '', search: Search | None = None) -> int:
+  """Trains these cells: one, or those of a sweep, to be compared `by` what varies.
+
+  search: what makes the cells, of which those given are but examples.
+  """
+  base = cells[0].config
+  question = QUESTIONS[base.model.architecture]
+  return lab.run(Experiment(NAME, question, flags.asked(), base, cells, by=by, search=search))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """A cell: one resolved config in one folder, and what has become of it.
 
-    <workdir>/cells/<name>-<hash>/   config.json  claim.json  done.json | failed.json  log.txt …
+    <workdir>/cells/<name>-<hash>/   config.json claim.json done.json | failed.json | pruned.json …
 
 Launchers, workers and reports meet only in these folders. Every launcher builds on this page.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.claims import DONE, FAILED, Claim, ClaimLost, holder
+from launch.claims import DONE, FAILED, PRUNED, Claim, ClaimLost, holder
 from launch.files import read_json, write_json
 from transformer.config import Config, config_hash, static_key
 from transformer.provenance import code_digest
@@ -57,12 +57,14 @@ class Cell:
 
 
 def state(folder: str | Path) -> str:
-  """'done', 'running' (a live process holds it), 'failed' or 'todo'."""
+  """'done', 'running' (a live process holds it), 'pruned', 'failed' or 'todo'."""
   folder = Path(folder)
   if (folder / DONE).exists():
     return 'done'
   if holder(folder):
     return 'running'
+  if (folder / PRUNED).exists():
+    return 'pruned'
   return 'failed' if (folder / FAILED).exists() else 'todo'
 
 
@@ -83,13 +85,16 @@ def by_program(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def stale(
-  cells: Sequence[Cell], workdir: str | Path, data_fingerprint: str | Callable[[Config], str]
+  cells: Sequence[Cell],
+  workdir: str | Path,
+  data_fingerprint: str | Callable[[Config], str] | None = None,
 ) -> list[Cell]:
   """Cells done, or begun and left, by other code or from other data than a run would use now.
 
   So are cells that began from another run (--train.init_from) which has been trained anew since.
 
-  data_fingerprint: of the data of all cells, or a function of a cell's config.
+  data_fingerprint: of the data of all cells, or a function of a cell's config; None: what data
+  made a cell is not asked.
   Raises UserError naming a done.json that cannot be read.
   """
   found = []
@@ -98,7 +103,8 @@ def stale(
     made = read_json(folder / DONE) or _begun(folder)
     if made is None:
       continue
-    data = data_fingerprint(cell.config) if callable(data_fingerprint) else data_fingerprint
+    data = made.get('data') if data_fingerprint is None else data_fingerprint
+    data = data(cell.config) if callable(data) else data
     now = (code_digest(cell.config), data)
     if (made.get('code'), made.get('data')) != now or retrained(cell.config, made.get('origin')):
       found.append(cell)

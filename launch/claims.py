@@ -1,8 +1,8 @@
 """Who runs a cell: one process at a time, and one result ever.
 
-A claim is a file with a token. Whoever finds the claiming process dead takes the cell over with a
-token of its own; the former owner, if it lives after all, learns so at its next check and can no
-longer commit.
+A claim is a file with a token. Whoever finds the claiming process dead, or its heartbeat stopped
+for a lease (lease.py), takes the cell over with a token of its own; the former owner, if it lives
+after all, learns so at its next check and can no longer commit.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from launch.causes import may_retry, tries
 from launch.files import locked, read_json, write_json, write_synced
+from launch.lease import beats
+from transformer.runs import saved_steps
 
 CLAIM, DONE, FAILED = 'claim.json', 'done.json', 'failed.json'
+PRUNED = 'pruned.json'  # a search has seen enough of this cell
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -36,25 +40,38 @@ class Claim:
   launch: str
 
   @staticmethod
-  def acquire(folder: str | Path, launch: str = '', retry: bool = False) -> Claim | None:
-    """Claims a cell; returns None if it is done or claimed by a live process.
+  def acquire(
+    folder: str | Path, launch: str = '', retry: bool = False, retries: int = 0
+  ) -> Claim | None:
+    """Claims a cell; returns None if it is done, pruned or claimed by a live process.
 
-    launch: identifier of the launch the caller works for. A cell that a worker of this very launch
-    has failed at or died at is not claimed either (its launcher sees to it), unless `retry`.
+    launch: identifier of the launch the caller works for. A cell at which a worker of this very
+    launch has died is not claimed either (its launcher sees to it), nor one that has failed and
+    that `retries` further tries do not allow, unless `retry`.
     """
     folder = Path(folder)
     with locked(folder):
-      if (folder / DONE).exists() or holder(folder):
+      if (folder / DONE).exists() or (folder / PRUNED).exists() or holder(folder):
         return None
-      for name in (CLAIM, FAILED) if launch and not retry else ():
-        if (read_json(folder / name, strict=False) or {}).get('launch') == launch:
+      if launch and not retry:
+        claim, failed = (read_json(folder / name, strict=False) for name in (CLAIM, FAILED))
+        if claim and claim.get('launch') == launch:
           return None
-      claim = Claim(folder, uuid.uuid4().hex, launch)
-      stamp = {'pid': os.getpid(), 'start': process_start(os.getpid()), 'time': time.time()}
-      write_json(
-        folder / CLAIM, {'token': claim.token, 'launch': launch, **stamp, **_this_machine()}
-      )
-      return claim
+        if tries(failed, launch) and not may_retry(failed, launch, retries):
+          return None
+      return _write_claim(folder, launch)
+
+  @staticmethod
+  def take_over(folder: str | Path, lost: dict, count: int, launch: str = '') -> Claim | None:
+    """Claims a cell from the holder of the claim `lost`, whose lease has passed.
+
+    count: of its heartbeat, as last seen. Returns None if it has stirred after all.
+    """
+    folder = Path(folder)
+    with locked(folder):
+      held = read_json(folder / CLAIM, strict=False) or {}
+      moved = held.get('token') != lost.get('token') or beats(folder) != count
+      return None if moved or (folder / DONE).exists() else _write_claim(folder, launch)
 
   def check(self) -> None:
     """Raises ClaimLost unless this claim still holds the cell."""
@@ -82,13 +99,19 @@ class Claim:
       (self.folder / CLAIM).unlink(missing_ok=True)
 
   def fail(self, cause: str, message: str, log_tail: str = '') -> None:
-    """Writes failed.json, counting attempts, and ends the claim. Raises ClaimLost if it is lost."""
+    """Writes failed.json and ends the claim. Raises ClaimLost if it is lost.
+
+    attempts: all there have been. tries: those of this launch since the cell last got further.
+    """
     with locked(self.folder):
       self.check()
-      attempts = failures(self.folder) + 1
+      before = read_json(self.folder / FAILED, strict=False)
       message = ' '.join(message.split())[:400]
-      failed = {'cause': cause, 'message': message, 'log_tail': log_tail, 'attempts': attempts}
-      write_json(self.folder / FAILED, {**failed, 'launch': self.launch})
+      failed = {'cause': cause, 'message': message, 'log_tail': log_tail, 'launch': self.launch}
+      step = max(saved_steps(self.folder / 'checkpoints'), default=0)
+      further = before is not None and step > before.get('step', 0)
+      counts = {'tries': 1 if further else tries(before, self.launch) + 1, 'step': step}
+      write_json(self.folder / FAILED, {**failed, 'attempts': failures(self.folder) + 1, **counts})
       (self.folder / CLAIM).unlink(missing_ok=True)
 
   def release(self) -> None:
@@ -101,6 +124,19 @@ class Claim:
       (self.folder / CLAIM).unlink(missing_ok=True)
 
 
+def _write_claim(folder: Path, launch: str) -> Claim:
+  """Makes the cell this process's. Whoever calls holds the folder's lock."""
+  claim = Claim(folder, uuid.uuid4().hex, launch)
+  write_json(folder / CLAIM, {'token': claim.token, 'launch': launch, **this_process()})
+  return claim
+
+
+def this_process() -> dict:
+  """What names this process, here and elsewhere."""
+  pid = os.getpid()
+  return {'pid': pid, 'start': process_start(pid), 'time': time.time(), **_this_machine()}
+
+
 def failures(folder: Path) -> int:
   """How often the cell has failed so far."""
   return int((read_json(folder / FAILED, strict=False) or {}).get('attempts', 0))
@@ -109,7 +145,7 @@ def failures(folder: Path) -> int:
 def holder(folder: Path) -> dict | None:
   """The claim on a cell if its process lives, or cannot be seen from here; else None."""
   claim = read_json(folder / CLAIM, strict=False)
-  return claim if claim and _is_live(claim) else None
+  return claim if claim and is_live(claim) else None
 
 
 def is_foreign(claim: dict) -> bool:
@@ -141,7 +177,8 @@ def process_start(pid: int) -> str | None:
   return '' if state.startswith('Z') else start.strip()
 
 
-def _is_live(claim: dict) -> bool:
+def is_live(claim: dict) -> bool:
+  """Whether a process of `this_process` lives, as far as can be seen from here."""
   if is_foreign(claim):
     return True
   if claim.get('boot') != _this_machine()['boot']:

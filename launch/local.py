@@ -8,40 +8,57 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from launch import records
+from launch.causes import LOST, may_retry
 from launch.cells import Cell, Claim, by_program, read_json, state, write_config
-from launch.claims import CLAIM, DONE, FAILED, describe, failures, holder, is_foreign
+from launch.claims import CLAIM, DONE, FAILED, PRUNED, describe, failures, holder, is_foreign
 from launch.files import tail
-from launch.machine import seats
+from launch.lease import HEARTBEAT, Leases, beats
+from launch.machine import rows_of, seats
 from launch.pool import Pool, Worker
 from launch.progress import Display
+from transformer import axes
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
   from rich.console import Console
 
 _TICK = 0.1  # seconds between looks at the workers
-_STILL = 600.0  # seconds without a heartbeat after which another host's cell is waited for no more
+_SPARE = 20.0  # a look at all cells is followed by as many times its length without one
 _MOST_FRUITLESS = 3  # workers in a row that die before they begin a cell
 
 
 @dataclass
 class Outcome:
-  """What a launch came to. done: in this launch, by whomever; elsewhere: left to other hosts."""
+  """What a launch came to. done: in this launch, by whomever; skipped_done: before it."""
 
   done: list[Cell] = field(default_factory=list)
   failed: list[Cell] = field(default_factory=list)
+  pruned: list[Cell] = field(default_factory=list)
   skipped_done: list[Cell] = field(default_factory=list)
-  elsewhere: list[Cell] = field(default_factory=list)
   interrupted: bool = False
+
+
+class Source(Protocol):
+  """Who makes cells while a launch runs, as a search does."""
+
+  total: int  # cells in the end
+
+  def look(self, running: Collection[str], free: int) -> list[Cell]:
+    """Called again and again: cells to add, at the end none.
+
+    running: folder names of those that have not ended. free: how many more could be at work.
+    """
 
 
 def run(
@@ -50,15 +67,22 @@ def run(
   workers: int,
   console: Console | None = None,
   worker_command: Sequence[str] | None = None,
+  retries: int = 2,
+  source: Source | None = None,
+  asked: list[int] | None = None,
 ) -> Outcome:
   """Runs every cell that is not done, side by side in `workers` processes, and waits.
 
-  workers: 0: one a core on CPU, one on an accelerator. console: a rich console; standard error
-  unless given. worker_command: what to start instead of `python -m launch.worker`.
+  workers: 0: one a core on CPU, one an accelerator; under --parallel.distributed it is one, and the
+  same command runs on every host. console: a rich console; standard error unless given.
+  worker_command: what to start instead of `python -m launch.worker`. retries: tries of a cell after
+  one whose cause may pass (causes.py), as when its worker died; others have one a launch. source:
+  makes further cells. asked: where the caller collects signals that ask to stop; without, they are
+  collected here.
 
-  A cell that fails, or at which a worker dies, is tried once per launch. SIGINT or SIGTERM lets the
-  workers checkpoint and leave; a second one kills them. Raises OSError naming the file if the run
-  folder cannot be written, UserError if no worker gets as far as its first cell.
+  SIGINT or SIGTERM, or launch.cancel, lets the workers checkpoint and leave; a second signal kills
+  them. Raises OSError naming the file if the run folder cannot be written, UserError if no worker
+  gets as far as its first cell.
   """
   workdir = Path(workdir).absolute()
   outcome, todo = Outcome(), []
@@ -70,20 +94,28 @@ def run(
   for cell in todo:
     if not holder(cell.folder(workdir)):
       write_config(cell, workdir)
-  if not todo:
+  if not todo and not source:
     return outcome
-  launch = uuid.uuid4().hex
+  launch, skipped = uuid.uuid4().hex, len(outcome.skipped_done)
+  total = source.total if source else len(todo) + skipped
+  distributed = next((c.config.parallel.distributed for c in cells), 'off')
+  if distributed != 'off':  # this machine's part of a team
+    workers = 1
   # seats as for all cells: one continued must not find itself on other cores than it began on
-  places = seats(workers, len(todo) + len(outcome.skipped_done))[: len(todo)]
-  pool = Pool(workdir, places, launch, worker_command)
-  display = Display(console, len(todo) + len(outcome.skipped_done), len(outcome.skipped_done))
-  with _signals() as asked, pool, display:
-    _Launch(workdir, launch, todo, pool, display, outcome).run(asked)
+  places = seats(workers, total, _devices_of(cells), rows_of([c.config for c in cells]))[
+    : total - skipped
+  ]
+  pool = Pool(workdir, places, launch, worker_command, retries, distributed)
+  display = Display(console, total, skipped)
+  work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
+  collected = signals() if asked is None else contextlib.nullcontext(asked)
+  with collected as asked, records.running(workdir, launch) as cancelled, pool, display:
+    work.run(asked, cancelled)
   return outcome
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
   """Collects SIGINT and SIGTERM in the list it yields; puts the handlers back."""
   asked: list[int] = []
   if threading.current_thread() is not threading.main_thread():
@@ -98,6 +130,12 @@ def _signals() -> Iterator[list[int]]:
       signal.signal(number, handler)
 
 
+def _devices_of(cells: Sequence[Cell]) -> int:
+  """Accelerators that the widest of these cells asks for by its mesh; 1 where none does."""
+  meshes = {cell.config.parallel.mesh for cell in cells}
+  return max((math.prod(axes.parse_mesh(mesh).values()) for mesh in meshes), default=1)
+
+
 class _Launch:
   """The loop of one launch. Cells leave `open` as they are done, failed or given up."""
 
@@ -109,22 +147,35 @@ class _Launch:
     pool: Pool,
     display: Display,
     outcome: Outcome,
+    retries: int,
+    source: Source | None,
   ):
-    self._workdir, self._launch = workdir, launch
+    self._workdir, self._launch, self._retries = workdir, launch, retries
     self._pool, self._display, self._outcome = pool, display, outcome
-    self._open = {cell.folder_name: cell for cell in todo}
-    self._failures = {name: failures(self._folder(name)) for name in self._open}
+    self._source, self._leases, self._open = source, Leases(), {}
+    self._failures: dict[str, int] = {}  # name -> how often it has failed as far as we know
     self._fruitless = 0
-    self._foreign: dict[str, tuple[int, float]] = {}  # name -> heartbeat, when it last changed
+    self._available: list[str] = []
+    self._next_scan = 0.0
+    for cell in todo:
+      self._add(cell)
 
-  def run(self, asked: list[int]) -> None:
+  def _add(self, cell: Cell) -> None:
+    self._open[cell.folder_name] = cell
+    self._failures[cell.folder_name] = failures(self._folder(cell.folder_name))
+
+  def run(self, asked: list[int], cancelled: Callable[[], bool]) -> None:
     """Goes on until every cell is closed, or until asked to stop and all workers have left."""
     heard = 0
     while True:
       for worker in self._pool.reap():
         self._ended(worker, len(asked))
-      available = self._scan()
-      if not self._open:
+        self._next_scan = 0.0
+      if time.monotonic() >= self._next_scan:
+        self._look()
+        if not asked and cancelled():
+          asked.append(signal.SIGTERM)
+      if not self._open and not asked:
         return
       if asked:
         self._outcome.interrupted = True
@@ -132,8 +183,21 @@ class _Launch:
         if not self._pool:
           return
       else:
-        self._pool.fill(available)
+        self._pool.fill(self._available)
       time.sleep(_TICK)
+
+  def _look(self) -> None:
+    """Sees how all open cells stand: of many less often, so that the cores are left to them."""
+    began = time.monotonic()
+    self._available = self._scan()
+    if self._source:
+      for cell in self._source.look(self._open, self._pool.seats - len(self._open)):
+        if not holder(cell.folder(self._workdir)):
+          write_config(cell, self._workdir)
+        self._add(cell)
+        self._available.append(cell.folder_name)
+    now = time.monotonic()
+    self._next_scan = now + _SPARE * (now - began)
 
   def _stop(self, heard: int, asked: int) -> int:
     """Passes on what has been asked since `heard` signals; returns how many are heard now."""
@@ -182,7 +246,7 @@ class _Launch:
       ):
         continue
       if claim := Claim.acquire(folder, self._launch, retry=True):
-        claim.fail('died', worker.ending(), tail(folder / 'log.txt'))
+        claim.fail(worker.cause(), worker.ending(), tail(folder / 'log.txt'))
       return True
     return False
 
@@ -193,39 +257,43 @@ class _Launch:
       folder = self._folder(name)
       now = state(folder)
       if now == 'running':
-        if self._is_awaited(name, cell):
-          running[cell.name] = read_json(folder / 'heartbeat.json', strict=False) or {}
+        self._watch(name, cell)
+        running[cell.name] = read_json(folder / HEARTBEAT, strict=False) or {}
       elif now == 'done':
         self._close(name, self._outcome.done)
         self._display.finished(cell.name, read_json(folder / DONE) or {})
-      elif failures(folder) > self._failures[name]:
+      elif now == 'pruned':
+        self._close(name, self._outcome.pruned)
+        self._display.pruned(cell.name, read_json(folder / PRUNED, strict=False) or {})
+      elif now == 'failed' and self._is_over(name, cell):
         self._close(name, self._outcome.failed)
-        self._display.failed(cell.name, read_json(folder / FAILED, strict=False) or {})
       else:
         available.append(name)
     self._display.update(running, max(len(self._pool), len(running)))
     return available
 
+  def _is_over(self, name: str, cell: Cell) -> bool:
+    """Whether a cell that has failed, in this launch, is not to be tried again. Says so once."""
+    count = failures(self._folder(name))
+    if count <= self._failures[name]:
+      return False  # of an earlier launch, which it may have passed
+    self._failures[name], self._fruitless = count, 0
+    failed = read_json(self._folder(name) / FAILED, strict=False) or {}
+    again = may_retry(failed, self._launch, self._retries)
+    self._display.failed(cell.name, failed, again)
+    return not again
+
   def _close(self, name: str, into: list[Cell]) -> None:
     into.append(self._open.pop(name))
     self._fruitless = 0
 
-  def _is_awaited(self, name: str, cell: Cell) -> bool:
-    """False, and the cell is closed, if another host holds it and has not stirred for long."""
+  def _watch(self, name: str, cell: Cell) -> None:
+    """Frees a cell whose holder gives no sign of life any more."""
     folder = self._folder(name)
-    held = read_json(folder / CLAIM, strict=False) or {}
-    if not held or not is_foreign(held):
-      return True
-    count = (read_json(folder / 'heartbeat.json', strict=False) or {}).get('count', 0)
-    last, since = self._foreign.get(name, (None, 0.0))
-    if last is None:
-      self._display.note(
-        f'{cell.name}: left to {describe(held)}; delete {folder / CLAIM} if that is gone'
-      )
-    if count != last:
-      self._foreign[name] = (count, time.monotonic())
-    elif time.monotonic() - since > _STILL:
-      self._display.note(f'{cell.name}: no sign of {describe(held)}; waiting for it no more')
-      self._close(name, self._outcome.elsewhere)
-      return False
-    return True
+    held = holder(folder)
+    if not held or not self._leases.lapsed(folder, held):
+      return
+    if is_foreign(held) or not self._pool.kill(held.get('pid')):
+      claim = Claim.take_over(folder, held, beats(folder), self._launch)
+      if claim:
+        claim.fail(LOST, f'no sign of life of {describe(held)}', tail(folder / 'log.txt'))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import glob
-import importlib.metadata
-import importlib.util
+import contextlib
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_DEVICES = {  # a word in the jax plugin's name -> device files that show the hardware is there
-  'cuda': ('/dev/nvidia[0-9]*', '/dev/dxg'),
-  'rocm': ('/dev/kfd',),
-}
-_TPU = ('/dev/accel*', '/dev/vfio/[0-9]*')
+from launch import devices
+from transformer import hardware
+from transformer.config import Config
+
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
+_PARTS = '--xla_force_host_platform_device_count'
 # XLA takes a step's scratch memory from malloc anew each time. Kept by the process, and in huge
 # pages, it is not zeroed and mapped again: 1.5 times the speed of GEGLU at d_model 96 on one core.
 _KEEP_MEMORY = (
@@ -26,67 +25,98 @@ _KEEP_MEMORY = (
 
 @dataclass(frozen=True)
 class Seat:
-  """Where one worker runs. cores: to pin it to; empty: not pinned. one_thread: on CPU."""
+  """Where one worker runs. cores: to pin it to; empty: not pinned. one_thread: on CPU.
 
-  cores: tuple[int, ...]
-  one_thread: bool
-  share: float  # of an accelerator's memory; 0: on CPU, or all of it
+  devices: variables of the environment, as pairs, that say which accelerators are its own. parts:
+  of a CPU, each a device of one thread, that share out a batch: XLA's threads would share out
+  products alone.
+  """
+
+  cores: tuple[int, ...] = ()
+  one_thread: bool = False
+  devices: tuple[tuple[str, str], ...] = ()
+  parts: int = 1
 
   def environment(self) -> dict[str, str]:
     """The worker's environment: ours, and what its seat asks for."""
-    env = dict(os.environ)
-    if self.one_thread:
-      env['XLA_FLAGS'] = f'{env.get("XLA_FLAGS", "")} {_ONE_THREAD}'.strip()
+    env = os.environ | dict(self.devices)
+    xla = env.get('XLA_FLAGS', '')
+    if self.parts > 1 and _PARTS not in xla:
+      xla = f'{xla} {_PARTS}={self.parts}'
+    if self.one_thread or self.parts > 1:
+      env['XLA_FLAGS'] = f'{xla} {_ONE_THREAD}'.strip()
       env['OMP_NUM_THREADS'] = '1'
-    if on_cpu():
+    if hardware.kind() is None:
       env.setdefault('GLIBC_TUNABLES', _KEEP_MEMORY)
-    if self.share:
-      env.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', f'{self.share:.3f}')
     return env
 
 
-def seats(workers: int, cells: int) -> list[Seat]:
+def seats(workers: int, cells: int, each: int = 1, rows: int = 1) -> list[Seat]:
   """A seat for each worker to start.
 
-  workers: 0: one a core on CPU, one on an accelerator. Never more than there are cells. A lone
-  worker has the whole machine; several on CPU get equal shares of the cores to themselves, and
-  where that is one core each (15-30 % faster at small sizes) JAX is told to use one thread.
+  workers: 0: one a core on CPU, one an accelerator. Never more than there are cells. each: the
+  accelerators that a cell takes. rows: what every micro-batch is a multiple of. A lone worker has
+  the whole machine, on CPU as a device a core where they divide the rows. Several on CPU get equal
+  shares of the cores to themselves, and where that is one core each (15-30 % faster at small sizes)
+  JAX is told to use one thread; several on accelerators get their own, or share them.
   """
-  cpu, cores = on_cpu(), schedulable_cores()
-  count = min(workers or (len(cores) if cpu else 1), cells)
-  if count <= 1 or not cpu:
-    share = 0.9 / count if count > 1 else 0.0  # each would take three quarters
-    return [Seat((), False, share)] * count
-  each = len(cores) // count
-  if each == 0:  # more workers than cores: the system shares them out
-    return [Seat((), True, 0.0)] * count
+  kind, cores = hardware.kind(), schedulable_cores()
+  places = max(1, len(kind.devices()) // each) if kind else len(cores)
+  count = min(workers or places, cells)
+  if count <= 1:
+    parts = 1 if kind else max(n for n in range(1, len(cores) + 1) if rows % n == 0)
+    return [Seat(parts=parts)] * count
+  if kind:
+    return [Seat(devices=tuple(env.items())) for env in devices.dealt(kind, count, each)]
+  share = len(cores) // count
+  if not share or crowded():  # the system shares cores out, among others, too
+    return [Seat(one_thread=share <= 1)] * count
   # a remainder stays idle: cells to be compared should run alike
-  groups = [tuple(cores[i * each : (i + 1) * each]) for i in range(count)]
-  return [Seat(group, each == 1, 0.0) for group in groups]
+  groups = [tuple(cores[i * share : (i + 1) * share]) for i in range(count)]
+  return [Seat(group, share == 1) for group in groups]
+
+
+def rows_of(configs: Sequence[Config]) -> int:
+  """What every micro-batch is a multiple of; 1 where a run says itself how it lies on devices."""
+  places = (config.parallel for config in configs)
+  if any(p.mesh or p.mode != 'auto' or p.distributed != 'off' for p in places):
+    return 1
+  return math.gcd(*(c.data.batch_size // c.train.accumulate for c in configs)) or 1
 
 
 def schedulable_cores() -> list[int]:
-  """Cores this process may use, within its affinity and its container's CPU quota."""
+  """Cores this process may use, within its affinity and what its container or Slurm grants."""
+  return _cores()[: _granted()]
+
+
+def crowded() -> bool:
+  """Whether fewer cores are granted than we can be put on: then others are pinned to the same."""
+  return len(schedulable_cores()) < len(_cores())
+
+
+def _cores() -> list[int]:
   if not hasattr(os, 'sched_getaffinity'):  # macOS: no pinning either
     return list(range(os.cpu_count() or 1))
-  cores = sorted(os.sched_getaffinity(0))
-  try:
+  return sorted(os.sched_getaffinity(0))
+
+
+def _granted() -> int | None:
+  """Cores' worth of time that we may use; None: no limit."""
+  limits = []
+  with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or 'max'
     quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
-    return cores[: max(1, math.ceil(int(quota) / int(period)))]
-  except (OSError, ValueError):  # no cgroup v2, or 'max'
-    return cores
+    limits.append(max(1, math.ceil(int(quota) / int(period))))
+  with contextlib.suppress(KeyError, ValueError):
+    limits.append(max(1, int(os.environ['SLURM_CPUS_ON_NODE'])))
+  return min(limits, default=None)
 
 
-def on_cpu() -> bool:
-  """Whether JAX would run on CPU: by $JAX_PLATFORMS, else unless both device and plugin exist."""
-  asked = os.environ.get('JAX_PLATFORMS', '').split(',')[0].strip()
-  if asked:
-    return asked == 'cpu'
-  if importlib.util.find_spec('libtpu') and any(map(glob.glob, _TPU)):
-    return False
-  plugins = ' '.join(e.name for e in importlib.metadata.entry_points(group='jax_plugins'))
-  hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
-  return not any(
-    word in plugins and any(map(glob.glob, files)) and not (word == 'cuda' and hidden)
-    for word, files in _DEVICES.items()
-  )
+def oom_kills() -> int:
+  """How many processes of this container, or machine, were killed so far for want of memory."""
+  for path in ('/sys/fs/cgroup/memory.events', '/proc/vmstat'):
+    with contextlib.suppress(OSError):
+      for line in Path(path).read_text().splitlines():
+        name, _, count = line.partition(' ')
+        if name == 'oom_kill':
+          return int(count)
+  return 0

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch import causes
 from launch.claims import process_start
 from launch.files import tail
-from launch.machine import Seat
+from launch.lease import LEASE
+from launch.machine import Seat, oom_kills
 from launch.worker import DISK, STOPPED
 
 COMMAND = (sys.executable, '-m', 'launch.worker')
@@ -25,13 +27,18 @@ _PAUSE = 1.0  # seconds before a seat is used again after a worker without work
 
 @dataclass
 class Worker:
-  """A process in a seat. start: names it together with its pid; log: what it prints itself."""
+  """A process in a seat. start: names it together with its pid; log: what it prints itself.
+
+  lost: it gave no sign of life any more, and was killed for it.
+  """
 
   process: subprocess.Popen
   start: str | None
   log: Path
   log_start: int
   report: bytes = b''
+  lost: bool = False
+  oom_kills: int = field(default_factory=oom_kills)
 
   def ended_well(self) -> bool:
     return self.process.returncode in (0, STOPPED)
@@ -39,10 +46,19 @@ class Worker:
   def ending(self) -> str:
     """How a dead worker ended, in words."""
     status = self.process.returncode
+    if self.lost:
+      return f'no sign of life for {LEASE:.0f} s; its process was killed'
     if status >= 0:
       return f'its process ended with status {status}'
     hint = ' (the system does so when memory runs out)' if status == -signal.SIGKILL else ''
     return f'its process was killed by {signal.Signals(-status).name}{hint}'
+
+  def cause(self) -> str:
+    """The same in a word."""
+    if self.lost:
+      return causes.LOST
+    killed = self.process.returncode == -signal.SIGKILL
+    return causes.MEMORY if killed and oom_kills() > self.oom_kills else causes.DIED
 
   def last_words(self) -> str:
     return tail(self.log, start=self.log_start)
@@ -61,9 +77,16 @@ class Pool:
   """As many workers as seats. As a context manager it leaves none behind."""
 
   def __init__(
-    self, workdir: Path, seats: list[Seat], launch: str, command: Sequence[str] | None = None
+    self,
+    workdir: Path,
+    seats: list[Seat],
+    launch: str,
+    command: Sequence[str] | None = None,
+    retries: int = 0,
+    distributed: str = 'off',
   ):
     self._workdir, self._launch, self._command = workdir, launch, tuple(command or COMMAND)
+    self._retries, self._distributed = retries, distributed
     self._seats = seats
     self._workers: list[Worker | None] = [None] * len(seats)
     self._free_at = [0.0] * len(seats)
@@ -117,6 +140,21 @@ class Pool:
         send = os.killpg if number == signal.SIGKILL else os.kill
         send(worker.process.pid, number)
 
+  def kill(self, pid: int) -> bool:
+    """Kills one worker with its children; False if it is none of ours."""
+    for worker in self._live():
+      if worker.process.pid == pid:
+        worker.lost = True
+        with contextlib.suppress(ProcessLookupError):
+          os.killpg(pid, signal.SIGKILL)
+        return True
+    return False
+
+  @property
+  def seats(self) -> int:
+    """How many could be at work."""
+    return len(self._seats)
+
   def _live(self) -> list[Worker]:
     return [w for w in self._workers if w and w.process.poll() is None]
 
@@ -125,7 +163,8 @@ class Pool:
     log = self._workdir / 'workers' / f'worker-{i}.log'
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = [f'--workdir={self._workdir}', f'--launch={self._launch}']
-    arguments += [f'--parent={os.getpid()}']
+    arguments += [f'--parent={os.getpid()}', f'--retries={self._retries}']
+    arguments.append(f'--distributed={self._distributed}')
     if seat.cores and hasattr(os, 'sched_setaffinity'):
       arguments.append(f'--core={",".join(map(str, seat.cores))}')
     with open(log, 'ab') as out:

@@ -82,15 +82,23 @@ class Display:
     self._done += 1
     self._running.pop(name, None)
     self._estimate.finished(name)
-    loss = _number('loss ', done.get('eval/loss'))
-    rate = _rate(done.get('tokens_per_s'), ' tokens/s')
-    self._line(name, loss, rate, _duration(done.get('seconds')), _spikes(done, ' loss spikes'))
+    loss = number('loss ', done.get('eval/loss'))
+    speed = rate(done.get('tokens_per_s'), ' tokens/s')
+    self._line(name, loss, speed, duration(done.get('seconds')), _spikes(done, ' loss spikes'))
 
-  def failed(self, name: str, failed: dict) -> None:
-    """Says that a cell has failed, and of what."""
-    self._failed += 1
+  def failed(self, name: str, failed: dict, again: bool = False) -> None:
+    """Says that a cell has failed, of what, and whether it is tried again."""
+    self._failed += not again
     self._running.pop(name, None)
-    self._line(name, f'FAILED ({failed.get("cause")})', str(failed.get('message', '')))
+    word = 'tried again' if again else 'FAILED'
+    self._line(name, f'{word} ({failed.get("cause")})', str(failed.get('message', '')))
+
+  def pruned(self, name: str, pruned: dict) -> None:
+    """Says that a search has stopped a cell."""
+    self._done += 1
+    self._running.pop(name, None)
+    self._estimate.finished(name)
+    self._line(name, f'pruned at step {pruned.get("step")}', number('loss ', pruned.get('loss')))
 
   def note(self, text: str) -> None:
     """Prints a line of its own."""
@@ -100,7 +108,7 @@ class Display:
     width = len(str(self._total))
     count = f'[{self._done + self._failed:{width}}/{self._total}]'
     if not self._live:  # which shows them itself
-      times = filter(None, (f'{_duration(self._elapsed())} elapsed', self._left()))
+      times = filter(None, (f'{duration(self._elapsed())} elapsed', self._left()))
       parts += (f'({", ".join(times)})',)
     self.note('  '.join(filter(None, (f'{count} {name}', *parts))))
 
@@ -118,7 +126,7 @@ class Display:
   def _left(self) -> str:
     waiting = self._total - self._done - self._failed - len(self._running)
     left = self._estimate.left(waiting, self._shares(), self._workers)
-    return '' if left is None else f'{_duration(left)} left'
+    return '' if left is None else f'{duration(left)} left'
 
   def _render(self) -> Group:
     from rich.console import Group
@@ -133,7 +141,7 @@ class Display:
 
     closed = self._done + self._failed
     failed = f'{self._failed} failed' if self._failed else ''
-    texts = [f'{_duration(self._elapsed())} elapsed', self._left() or 'estimating', failed]
+    texts = [f'{duration(self._elapsed())} elapsed', self._left() or 'estimating', failed]
     bar = ProgressBar(self._total, closed, width=20)
     return _grid([['cells', bar, f'{closed}/{self._total}', *texts]])
 
@@ -143,8 +151,8 @@ class Display:
     texts = [
       (
         f'{beat.get("step", 0)}/{beat["steps"]}' if beat.get('steps') else '',
-        _number('', beat.get('loss')) + _spikes(beat, '', ' '),
-        _rate(beat.get('tokens_per_s'), '/s'),
+        number('', beat.get('loss')) + _spikes(beat, '', ' '),
+        rate(beat.get('tokens_per_s'), '/s'),
         str(beat.get('phase', '')).ljust(_PHASE),
       )
       for _, beat in rows
@@ -177,7 +185,8 @@ def _shorten(text: str, room: int) -> str:
   return f'{text[: room - 1 - tail]}…{text[-tail:]}'
 
 
-def _number(label: str, value: float | None) -> str:
+def number(label: str, value: float | None) -> str:
+  """'loss 3.1416'; '' for none."""
   return '' if value is None else f'{label}{value:.4f}'
 
 
@@ -186,7 +195,8 @@ def _spikes(told: dict, unit: str, before: str = '') -> str:
   return f'{before}↯{told["spikes"]}{unit}' if told.get('spikes') else ''
 
 
-def _rate(value: float | None, unit: str) -> str:
+def rate(value: float | None, unit: str) -> str:
+  """'12.3k tokens/s'; '' for none."""
   if value is None:
     return ''
   for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
@@ -195,7 +205,7 @@ def _rate(value: float | None, unit: str) -> str:
   return f'{value:.0f}{unit}'
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
   """'7s', '1:12' (minutes) or '2:03:04' (hours)."""
   if seconds is None:
     return ''

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from transformer import plugin, spec
+from transformer import hardware, plugin, runs, spec
 from transformer.config import PRESETS, SECTIONS, SETTINGS, Config
 from transformer.errors import UserError, nearest
 
@@ -38,10 +38,17 @@ def define(**defaults: object) -> None:
   """
   global _base
   _base = Config().replace(**defaults)
-  for path, declared in SETTINGS.items():
-    kind = declared.type
-    _DEFINE[kind](path, _base.get(path), declared.metadata['help'], module_name=_section(path))
+  for section in ('script', *SECTIONS):
+    define_section(section)
   flags.DEFINE_string('preset', '', f'named settings: {", ".join(PRESETS)}', module_name='script')
+
+
+def define_section(section: str) -> None:
+  """Defines the flags of one section of settings; 'script' are those of none."""
+  for path, declared in SETTINGS.items():
+    if _section(path) == section:
+      kind = _DEFINE[declared.type]
+      kind(path, _base.get(path), declared.metadata['help'], module_name=section)
 
 
 def script_flag(kind: str, name: str, default: object, help: str) -> flags.FlagHolder:
@@ -56,10 +63,28 @@ def config() -> Config:
     if FLAGS.preset not in PRESETS:
       raise UserError(f'--preset={FLAGS.preset}: no such preset{nearest(FLAGS.preset, PRESETS)}')
     asked = asked.replace(**PRESETS[FLAGS.preset])
-  given = {path: FLAGS[path].value for path in SETTINGS if FLAGS[path].present}
-  if given.get('plugin'):
-    given['plugin'] = plugin.load(given['plugin'])
-  return asked.replace(**given)
+  changes = given()
+  if changes.get('plugin'):
+    changes['plugin'] = plugin.load(changes['plugin'])
+  return asked.replace(**changes)
+
+
+def asked() -> Config:
+  """The asked-for config of what is run in --workdir.
+
+  --model.dtype=auto is what it came to when that folder was begun: an experiment goes on in one
+  type on whatever machine it is continued.
+  """
+  found = config()
+  if found.model.dtype != 'auto':
+    return found
+  dtype = runs.resolved(FLAGS.workdir).get('model', {}).get('dtype') or hardware.fast_dtype()
+  return found.replace(**{'model.dtype': dtype})
+
+
+def given() -> dict[str, object]:
+  """The settings that the command line names, and their values."""
+  return {p: FLAGS[p].value for p in SETTINGS if p in FLAGS and FLAGS[p].present}
 
 
 def varied(text: str, flag: str) -> Config:
@@ -78,9 +103,19 @@ def varied(text: str, flag: str) -> Config:
   return config().replace(**changed)
 
 
-def run(main: Callable[[], int | None]) -> None:
-  """Parses flags, runs `main` and exits with its status; mistakes end in one line and status 2."""
-  app.run(lambda argv: _guard(main), flags_parser=_parse)
+def run(
+  main: Callable[[], int | None], define: Callable[[list[str]], None] = lambda argv: None
+) -> None:
+  """Parses flags, runs `main` and exits with its status; mistakes end in one line and status 2.
+
+  define: defines flags that depend on the command line, which it is given.
+  """
+
+  def parse(argv: list[str]) -> list[str]:
+    _guard(lambda: define(argv))
+    return _parse(argv)
+
+  app.run(lambda argv: _guard(main), flags_parser=parse)
 
 
 def _section(path: str) -> str:

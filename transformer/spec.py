@@ -151,7 +151,12 @@ def split(text: str) -> list[str]:
   """
   if ';' in text:
     return [part.strip() for part in text.split(';') if part.strip()]
-  parts, depth, quote = [''], 0, ''
+  return parts(text, ',')
+
+
+def parts(text: str, separator: str) -> list[str]:
+  """Cuts at the separators outside brackets and quotes; blanks around parts are dropped."""
+  found, depth, quote = [''], 0, ''
   for c in text:
     if quote:
       quote = '' if c == quote else quote
@@ -159,11 +164,11 @@ def split(text: str) -> list[str]:
       quote = c
     else:
       depth += (c in '([{') - (c in ')]}')
-    if c == ',' and not quote and depth <= 0:
-      parts.append('')
+    if c == separator and not quote and depth <= 0:
+      found.append('')
     else:
-      parts[-1] += c
-  return [part.strip() for part in parts if part.strip()]
+      found[-1] += c
+  return [part.strip() for part in found if part.strip()]
 
 
 def check_value(where: str, field: dataclasses.Field, value: typing.Any) -> typing.Any:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from launch_fakes import FAKE_WORKER, ROOT, executions, make_cells, result, until
 from rich.console import Console
 
-from launch import local
+from launch import local, records
 from launch.cells import Claim, read_json, state, write_config, write_json
+from launch.lease import Leases
 from transformer.errors import UserError
 
 LAUNCHER = [sys.executable, str(Path(__file__).with_name('launcher.py'))]
 
 
-def _run(workdir: Path, cells: list, workers: int = 2) -> tuple[local.Outcome, str]:
+def _run(
+  workdir: Path, cells: list, workers: int = 2, retries: int = 1
+) -> tuple[local.Outcome, str]:
   console = Console(file=io.StringIO(), width=100)
-  outcome = local.run(workdir, cells, workers, console, FAKE_WORKER)
+  outcome = local.run(workdir, cells, workers, console, FAKE_WORKER, retries)
   return outcome, console.file.getvalue()
 
 
@@ -73,7 +77,8 @@ def test_the_cell_at_which_a_worker_dies_is_charged_and_the_others_finish(workdi
   outcome, said = _run(workdir, cells)
   assert _names(outcome.done) == ['a', 'f']
   assert _names(outcome.failed) == ['crash-d', 'die-b', 'exit-c', 'fail-e']
-  assert set(executions(workdir).values()) == {1}
+  died = dict.fromkeys(('crash-d', 'die-b', 'exit-c'), 2)  # once more, as that may pass
+  assert executions(workdir) == {'a': 1, 'f': 1, 'fail-e': 1} | died
   failed = {c.name: result(c, workdir, 'failed.json') for c in outcome.failed}
   assert {name: f['cause'] for name, f in failed.items()} == {
     'die-b': 'died',
@@ -88,11 +93,19 @@ def test_the_cell_at_which_a_worker_dies_is_charged_and_the_others_finish(workdi
   assert failed['crash-d']['message'] == 'its process was killed by SIGABRT'
   assert 'Fatal Python error: Aborted' in failed['crash-d']['log_tail']
   assert failed['die-b']['log_tail'].startswith('running die-b-')
+  assert 'exit-c  tried again (died)  its process ended with status 3' in said
   assert 'exit-c  FAILED (died)  its process ended with status 3' in said
-  again, _ = _run(workdir, cells)  # the next launch tries again
+  again, _ = _run(workdir, cells, retries=0)  # the next launch tries again
   assert _names(again.failed) == _names(outcome.failed)
-  assert result(cells[1], workdir, 'failed.json')['attempts'] == 2
-  assert executions(workdir) == {'a': 1, 'f': 1} | dict.fromkeys(failed, 2)
+  told = result(cells[1], workdir, 'failed.json')
+  assert (told['attempts'], told['tries']) == (3, 1)
+  assert executions(workdir) == {'a': 1, 'f': 1, 'fail-e': 2} | dict.fromkeys(died, 3)
+
+
+def test_a_try_that_got_further_than_the_one_before_is_the_first_again(workdir: Path) -> None:
+  (cell,) = make_cells('further-a')  # dies at each of three steps, one further each time
+  outcome, _ = _run(workdir, [cell], retries=1)
+  assert (_names(outcome.done), executions(workdir)) == (['further-a'], {'further-a': 4})
 
 
 def test_workers_that_cannot_start_are_reported_not_retried_for_ever(workdir: Path) -> None:
@@ -214,19 +227,65 @@ def test_a_cell_of_a_dead_launcher_is_taken_over_by_the_one_that_waits(workdir: 
   assert second.communicate(timeout=10)[0] == 'finished 1\n'
 
 
-def test_another_hosts_cell_is_named_awaited_and_in_the_end_left(
-  workdir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  monkeypatch.setattr(local, '_STILL', 0.5)
-  cells = make_cells('a', 'theirs')
-  folder = cells[1].folder(workdir)
-  write_config(cells[1], workdir)
+def _claim_from_afar(folder: Path) -> None:
   Claim.acquire(folder)
   claim = {**read_json(folder / 'claim.json'), 'host': 'node7', 'pid': 42}
   write_json(folder / 'claim.json', claim)
-  outcome, said = _run(workdir, cells)
-  assert (_names(outcome.done), _names(outcome.elsewhere)) == (['a'], ['theirs'])
-  path = folder / 'claim.json'
-  assert f'theirs: left to process 42 on node7; delete {path} if that is gone' in said
-  assert 'theirs: no sign of process 42 on node7; waiting for it no more' in said
-  assert json.loads(path.read_text()) == claim
+
+
+def test_another_hosts_cell_is_awaited_while_its_heart_beats(workdir: Path) -> None:
+  (cell,) = make_cells('theirs')
+  folder = cell.folder(workdir)
+  write_config(cell, workdir)
+  _claim_from_afar(folder)
+  theirs = Claim(folder, read_json(folder / 'claim.json')['token'], '')
+
+  def work() -> None:
+    for count in range(12):  # longer than a lease in all
+      write_json(folder / 'heartbeat.json', {'count': count})
+      time.sleep(0.1)
+    theirs.commit({'eval/loss': 3.0})
+
+  other = threading.Thread(target=work)
+  other.start()
+  outcome, _ = _run_with_lease(workdir, [cell], 0.5)
+  other.join()
+  assert (_names(outcome.done), executions(workdir)) == (['theirs'], {})
+
+
+def test_a_cell_whose_holder_gives_no_sign_of_life_is_run_again(workdir: Path) -> None:
+  cells = make_cells('a', 'theirs')
+  write_config(cells[1], workdir)
+  _claim_from_afar(cells[1].folder(workdir))
+  outcome, said = _run_with_lease(workdir, cells, 0.5)
+  assert (_names(outcome.done), outcome.failed) == (['a', 'theirs'], [])
+  assert 'theirs  tried again (lost)  no sign of life of process 42 on node7' in said
+
+
+def test_a_worker_that_stands_still_is_killed_and_its_cell_run_by_another(workdir: Path) -> None:
+  (cell,) = make_cells('pause-a')  # stops itself, the first time
+  outcome, said = _run_with_lease(workdir, [cell], 0.5)
+  assert _names(outcome.done) == ['pause-a']
+  assert executions(workdir) == {'pause-a': 2}
+  assert 'pause-a  tried again (lost)  no sign of life for 60 s; its process was killed' in said
+  assert not _processes_of(workdir)
+
+
+def _run_with_lease(workdir: Path, cells: list, seconds: float) -> tuple[local.Outcome, str]:
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(local, 'Leases', lambda: Leases(seconds))
+    return _run(workdir, cells)
+
+
+def test_a_launch_is_cancelled_from_elsewhere(workdir: Path) -> None:
+  process = _launcher(workdir, 'slow-a', 'slow-b')
+  until(lambda: len(executions(workdir)) == 2)
+  (cancelled,) = records.cancel(workdir)
+  assert cancelled['pid'] == process.pid
+  out, err = process.communicate(timeout=10)
+  assert (out, process.returncode) == ('interrupted 0\n', 0), err
+  assert all((c.folder(workdir) / 'checkpoint').exists() for c in make_cells('slow-a', 'slow-b'))
+  assert not records.read(workdir)  # it has ended
+  (workdir / 'go').touch()
+  outcome, _ = _run(workdir, make_cells('slow-a', 'slow-b'))
+  assert len(outcome.done) == 2

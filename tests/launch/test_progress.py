@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from launch.progress import Display, Estimate, _duration, _rate, _shorten
+from launch.progress import Display, Estimate, _shorten, duration, rate
 
 
 def test_time_left_is_seconds_per_cell_over_the_workers() -> None:
@@ -46,8 +46,8 @@ def test_a_terminal_of_80_columns_shows_a_line_per_cell(height: int) -> None:
 
 
 def test_words_for_numbers() -> None:
-  assert [_duration(s) for s in (0.4, 59.6, 72, 7384)] == ['0s', '1:00', '1:12', '2:03:04']
-  assert [_rate(r, '/s') for r in (950, 12345, 2.5e6, None)] == ['950/s', '12.3k/s', '2.5M/s', '']
+  assert [duration(s) for s in (0.4, 59.6, 72, 7384)] == ['0s', '1:00', '1:12', '2:03:04']
+  assert [rate(r, '/s') for r in (950, 12345, 2.5e6, None)] == ['950/s', '12.3k/s', '2.5M/s', '']
   assert _shorten('relu-ratio4-seed3', 11) == 'relu-…seed3'
 
 

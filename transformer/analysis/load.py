@@ -16,7 +16,13 @@ from transformer.analysis.measures import BITS, NATS, Measure
 from transformer.analysis.results import Cell, Results, Variant, losses, measure
 from transformer.errors import UserError, nearest
 
-_BETTER = ('done', 'unfinished', 'failed', 'waiting')  # of two copies of a cell the first counts
+_BETTER = (
+  'done',
+  'unfinished',
+  'pruned',
+  'failed',
+  'waiting',
+)  # of two copies of a cell the first counts
 
 
 def load(
@@ -28,13 +34,15 @@ def load(
   """Reads runs/<experiment>/, one or several, also while they run.
 
   by: settings whose values name the variants, 'ffn.activation,optim.learning_rate'; '': as the
-  experiment names them. baseline: a variant; '': the experiment's own. out: the report's folder;
-  None: the only workdir, or merged/ beside the first of several.
+  experiment names them, those of a sweep by what it varies. baseline: a variant; '': the
+  experiment's own. out: the report's folder; None: the only workdir, or merged/ beside the first of
+  several.
   Raises UserError for folders that hold no experiment, or do not go together.
   """
   paths = _paths(workdirs)
   notes: list[str] = []
   folders = [folder.read(path, notes) for path in paths]
+  by = by or (folders[0].get('by') if len(folders) == 1 else '')
   compared = _regrouped(by, folders, notes) if by else _as_asked(folders, notes)
   cells, match = compared.cells, _match(folders)
   merged = bool(by) or len(folders) > 1
@@ -57,6 +65,7 @@ def load(
     regrouped=bool(by),
     match=match,
     references=references,
+    searched=folders[0].searched if len(folders) == 1 else {},
     mixed=mixed,
     besides=besides,
     notes=tuple(notes),
