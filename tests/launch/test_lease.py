@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def test_what_a_lost_cell_of_a_cluster_comes_to(workdir: Path) -> None:
   failed = result(cell, workdir, 'failed.json')
   assert (failed['cause'], failed['message']) == (
     'died',
-    f'process {os.getpid()} on {_host()} is gone',
+    f'process {os.getpid()} on {socket.gethostname()} is gone',
   )
   write_json(folder / 'failed.json', {**failed, 'tries': 1})
   subprocess.run([*FAKE_WORKER, *argv, '--retries=1'], check=True, timeout=20)
