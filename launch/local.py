@@ -24,7 +24,7 @@ from launch.cells import Cell, Claim, by_program, read_json, state, write_config
 from launch.claims import CLAIM, DONE, FAILED, PRUNED, describe, failures, holder, is_foreign
 from launch.files import tail
 from launch.lease import HEARTBEAT, Leases, beats
-from launch.machine import seats
+from launch.machine import rows_of, seats
 from launch.pool import Pool, Worker
 from launch.progress import Display
 from transformer import axes
@@ -104,7 +104,8 @@ def run(
   if distributed != 'off':  # this machine's part of a team
     workers = 1
   # seats as for all cells: one continued must not find itself on other cores than it began on
-  places = seats(workers, max(of, total), _devices_of(cells), _rows_of(cells))[: total - skipped]
+  rows = rows_of([cell.config for cell in cells])
+  places = seats(workers, max(of, total), _devices_of(cells), rows)[: total - skipped]
   pool = Pool(workdir, places, launch, worker_command, retries, distributed)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
@@ -134,16 +135,6 @@ def _devices_of(cells: Sequence[Cell]) -> int:
   """Accelerators that the widest of these cells asks for by its mesh; 1 where none does."""
   meshes = {cell.config.parallel.mesh for cell in cells}
   return max((math.prod(axes.parse_mesh(mesh).values()) for mesh in meshes), default=1)
-
-
-def _rows_of(cells: Sequence[Cell]) -> int:
-  """What every micro-batch is a multiple of; 1 where a cell says itself how it lies on devices."""
-  apart = (
-    p.mesh or p.mode != 'auto' or p.distributed != 'off' for p in (c.config.parallel for c in cells)
-  )
-  if any(apart):
-    return 1
-  return math.gcd(*(c.config.data.batch_size // c.config.train.accumulate for c in cells)) or 1
 
 
 class _Launch:
