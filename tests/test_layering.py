@@ -31,6 +31,7 @@ LAYERS = {
       'parametrization',
       'plugin',
       'runs',
+      'scaling',
       'tensors',
     ),
     0,
