@@ -6,13 +6,14 @@ A script says what it varies and how a value becomes a config (paired.py); the r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from absl import flags as absl_flags
 from experiments import plan
 from experiments.plan import Experiment
 from launch import engines
-from launch.cells import read_json, stale, state, write_json
+from launch.cells import Cell, read_json, stale, state, write_json
 from transformer import boards, count, flags, runs
 from transformer.config import Config, idle, result_settings
 from transformer.errors import UserError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
   from rich.console import Console
 
   from launch import local
+  from launch.search import Study
   from transformer.data import Data
   from transformer.data.corpus import Watch
 
@@ -63,13 +65,22 @@ def run(experiment: Experiment) -> int:
     return 0
   boards.require(experiment.base)
   _check_folder(experiment, workdir)
-  _prepare(experiment, workdir)
-  if FLAGS.on != engines.LOCAL:
+  source = _study(experiment, workdir)
+  _prepare(experiment, workdir, source.cells if source else experiment.cells)
+  if FLAGS.on != engines.LOCAL and not source:
     return _submit(experiment, workdir)
   from launch import local
 
   launch = experiment.base.launch
-  outcome = local.run(workdir, experiment.cells, launch.workers, retries=launch.retries)
+  if source and FLAGS.on != engines.LOCAL:
+    from launch import remote
+
+    outcome = remote.run(FLAGS.on, workdir, launch, source)
+  else:
+    cells = [] if source else experiment.cells
+    outcome = local.run(workdir, cells, launch.workers, retries=launch.retries, source=source)
+  if source:
+    source.write()
   from transformer.analysis import report
 
   results = report.write(workdir)
@@ -82,6 +93,19 @@ def run(experiment: Experiment) -> int:
     print('interrupted; the same command continues', file=sys.stderr)
     return 130
   return 1 if outcome.failed else 0
+
+
+def _study(experiment: Experiment, workdir: Path) -> Study | None:
+  """The search that makes an experiment's cells, as it stands in the folder."""
+  if not experiment.search:
+    return None
+  from launch.search import Study
+
+  def record(cells: list[Cell]) -> None:
+    told = dataclasses.replace(experiment, cells=cells)
+    write_json(workdir / 'experiment.json', _record(told))
+
+  return Study(experiment.search, workdir, record)
 
 
 def _submit(experiment: Experiment, workdir: Path) -> int:
@@ -135,28 +159,34 @@ def _refusal(outcome: local.Outcome, workdir: Path) -> str:
   return refused[0] if refused and len(refused) == len(failed) else ''
 
 
-def _prepare(experiment: Experiment, workdir: Path) -> None:
-  """Data, the folder's own files and reference losses; refuses cells of other code or data."""
+def _prepare(experiment: Experiment, workdir: Path, cells: Sequence[Cell]) -> None:
+  """Data, the folder's own files and reference losses; refuses cells of other code or data.
+
+  cells: of the experiment, or those there are of a search.
+  """
   from transformer.data import progress
 
   with progress.shown() as watch:
     watch('preparing data', 0, 0)
     try:
-      opened = _load(experiment, watch)
+      opened = _load([*cells, *experiment.cells], experiment.base, watch)
     except UserError:
       with contextlib.suppress(OSError):
         workdir.rmdir()  # if we have just made it: it is empty
       raise
-    old = stale(experiment.cells, workdir, lambda config: opened[_source(config)].fingerprint)
+    old = stale(cells, workdir, lambda config: opened[_source(config)].fingerprint)
+    if old and FLAGS.recompute and experiment.search:
+      raise UserError(f'--recompute: a search knows what it has found; choose another {workdir}')
     if old and FLAGS.recompute:
       for cell in old:
         _forget(cell.folder(workdir))
     elif old and not FLAGS.accept_stale:
       raise UserError(
-        f'{workdir}: {len(old)} of {len(experiment.cells)} cells are done or begun, but by other '
+        f'{workdir}: {len(old)} of {len(cells)} cells are done or begun, but by other '
         'code or from other data than now; --recompute runs them again, --accept_stale keeps them'
       )
-    write_json(workdir / 'experiment.json', _record(experiment))
+    told = dataclasses.replace(experiment, cells=cells)
+    write_json(workdir / 'experiment.json', _record(told))
     write_json(workdir / 'resolved.json', experiment.base.to_json())
     if len({(_source(c.config), c.config.train.steps) for c in experiment.cells}) > 1:
       (workdir / 'references.json').unlink(missing_ok=True)  # not all cells see what they would
@@ -170,11 +200,11 @@ def _source(config: Config) -> Hashable:
   return config.data, config.model.vocab_size, config.model.architecture
 
 
-def _load(experiment: Experiment, watch: Watch) -> dict[Hashable, Data]:
+def _load(cells: Sequence[Cell], base: Config, watch: Watch) -> dict[Hashable, Data]:
   """The data of all cells, by `_source`; that of the base in the base's own order."""
   from transformer import data
 
-  configs = {_source(c): c for c in (*(x.config for x in experiment.cells), experiment.base)}
+  configs = {_source(c): c for c in (*(x.config for x in cells), base)}
   return {key: data.load(config, watch) for key, config in configs.items()}
 
 
@@ -192,6 +222,7 @@ def _record(experiment: Experiment) -> dict:
     'budget': experiment.budget,
     'absorb': experiment.absorb,
     'by': experiment.by,
+    'search': experiment.search.to_json() if experiment.search else None,
     'command': shlex.join(['python', '-m', module, *args]),
     'asked': experiment.asked.to_json(),
     'base': experiment.base.to_json(),
@@ -250,7 +281,9 @@ def _identity(record: dict, asked: Config) -> dict:
   """
   told = {'experiment': 'name', 'what varies': 'variable', '--match': 'match'}
   told |= {'what is swept': 'by', '--absorb': 'absorb', f'budget of {record["match"]}': 'budget'}
-  return {k: record.get(v) or '' for k, v in told.items()} | result_settings(asked)
+  searched = (record.get('search') or {}).get('space', '')
+  same = {k: record.get(v) or '' for k, v in told.items()} | {'--search': searched}
+  return same | result_settings(asked)
 
 
 def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> None:
@@ -289,7 +322,7 @@ def _write_references(experiment: Experiment, workdir: Path, opened: Data) -> No
 def _forget(folder: Path) -> None:
   """Removes a cell's results so that it runs anew."""
   names = ('done.json', 'failed.json', 'metrics.jsonl', 'provenance.json', 'heartbeat.json')
-  for name in (*names, 'samples.json', 'experts.json', 'log.txt'):
+  for name in (*names, 'pruned.json', 'samples.json', 'experts.json', 'log.txt'):
     (folder / name).unlink(missing_ok=True)
   for name in ('bad', 'checkpoints', 'tensorboard', 'wandb'):
     shutil.rmtree(folder / name, ignore_errors=True)

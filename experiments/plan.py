@@ -14,6 +14,8 @@ from transformer.config import Config
 if TYPE_CHECKING:
   from rich.console import Console
 
+  from launch.search import Search
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -23,7 +25,8 @@ class Experiment:
   config of the baseline. cells: in the order variants are to be listed. variable: the setting that
   varies, '' if none. baseline: the variant others are compared with. match: the kind of budget held
   equal, budget: its size, absorb: what gives way for it. apart: variants that keep another one.
-  by: of a sweep, the settings its report groups cells by, separated by commas.
+  by: of a sweep, the settings its report groups cells by, separated by commas. search: what makes
+  the cells as it goes; those here are then its corners.
   """
 
   name: str
@@ -38,6 +41,7 @@ class Experiment:
   absorb: str = ''
   apart: Sequence[str] = ()
   by: str = ''
+  search: Search | None = None
 
 
 def show(experiment: Experiment, workdir: Path, out: Console) -> None:
@@ -75,6 +79,14 @@ def show(experiment: Experiment, workdir: Path, out: Console) -> None:
   amount = count.train_rows if pairs else count.train_tokens
   trained = short(sum(amount(cell.config) for cell in experiment.cells))
   flops = sum(count.train_flops(cell.config) for cell in experiment.cells)
+  if search := experiment.search:
+    each = sorted(count.train_flops(cell.config) for cell in experiment.cells)
+    told = ' to '.join(dict.fromkeys(short(f * search.trials, 'FLOP') for f in each))
+    out.print(
+      f'{search.trials} trials between these corners, {told} in all unless pruned, in {workdir}; '
+      'nothing was run'
+    )
+    return
   many = len(experiment.cells)
   out.print(
     f'{many} cell{"s" if many > 1 else ""}, {trained} training {"pairs" if pairs else "tokens"}, '

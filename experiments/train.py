@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from experiments import lab
 from experiments.plan import Experiment
 from launch.cells import Cell
+from launch.search import Search
 from transformer import flags
 from transformer.config import PRESETS, resolve
 
@@ -31,16 +32,19 @@ lab.define_flags(NAME, **PRESETS['pilot'], **{'train.eval_every': 100})
 
 
 def main() -> int:
-  config = resolve(flags.config())
+  config = resolve(flags.asked())
   variant = config.ffn.activation
   return run([Cell(f'{variant}-seed{config.seed}', variant, config)])
 
 
-def run(cells: Sequence[Cell], by: str = '') -> int:
-  """Trains these cells: one, or those of a sweep, to be compared `by` what varies."""
+def run(cells: Sequence[Cell], by: str = '', search: Search | None = None) -> int:
+  """Trains these cells: one, or those of a sweep, to be compared `by` what varies.
+
+  search: what makes the cells, of which those given are but examples.
+  """
   base = cells[0].config
   question = QUESTIONS[base.model.architecture]
-  return lab.run(Experiment(NAME, question, flags.config(), base, cells, by=by))
+  return lab.run(Experiment(NAME, question, flags.asked(), base, cells, by=by, search=search))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -51,24 +52,31 @@ def submit(name: str, cells: Sequence[Cell], workdir: Path) -> int:
 def resubmit(name: str, wanted: Job) -> int:
   """The same for cells whose configs are written."""
   with locked(wanted.workdir):
-    known = states(wanted.workdir)
+    launches, known = _asked(records.read(wanted.workdir))
     left = tuple(cell for cell in wanted.cells if known.get(cell, 'gone') == 'gone')
     if left:
       record = engine(name).submit(dataclasses.replace(wanted, cells=left))
-      records.append(wanted.workdir, {'engine': name, 'cells': len(left), 'record': record})
+      submitted = {'engine': name, 'cells': left, 'record': record}
+      records.write(wanted.workdir, [*launches, {**submitted, 'time': time.time()}])
   return len(left)
 
 
 def states(workdir: Path) -> dict[str, str]:
   """Folder name -> what the clusters say of it by all submissions: waiting, running or gone."""
-  found: dict[str, str] = {}
-  for entry in records.read(workdir):
-    if entry['engine'] == LOCAL:
-      continue
-    for cell, now in engine(entry['engine']).states(entry['record']).items():
-      if found.get(cell, 'gone') == 'gone':
-        found[cell] = now
-  return found
+  return _asked(records.read(workdir))[1]
+
+
+def _asked(launches: list[dict]) -> tuple[list[dict], dict[str, str]]:
+  """Launches and what the clusters say of their cells. One that is over is not asked again."""
+  entries, found = [], {}
+  for entry in launches:
+    if entry['engine'] != LOCAL:
+      gone = dict.fromkeys(entry['cells'], 'gone')
+      now = gone if entry.get('over') else gone | engine(entry['engine']).states(entry['record'])
+      entry = {**entry, 'over': set(now.values()) <= {'gone'}}
+      found |= {cell: told for cell, told in now.items() if found.get(cell, 'gone') == 'gone'}
+    entries.append(entry)
+  return entries, found
 
 
 def cancel(workdir: Path) -> list[str]:
@@ -78,12 +86,12 @@ def cancel(workdir: Path) -> list[str]:
   """
   told = []
   for entry in records.read(workdir):
-    if 'cancelled' in entry:
+    if 'cancelled' in entry or entry.get('over'):
       continue
     if entry['engine'] == LOCAL:
       told.append(f'process {entry["pid"]} on {entry["host"]} is asked to stop')
     else:
       engine(entry['engine']).cancel(entry['record'])
-      told.append(f'{entry["cells"]} cells submitted to {entry["engine"]} are cancelled')
+      told.append(f'{len(entry["cells"])} cells submitted to {entry["engine"]} are cancelled')
     records.mark_cancelled(workdir, entry)
   return told

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -54,8 +54,11 @@ class Source(Protocol):
 
   total: int  # cells in the end
 
-  def look(self, free: int) -> list[Cell]:
-    """Called again and again: reads what runs, returns cells to add, `free` of them at most."""
+  def look(self, running: Collection[str], free: int) -> list[Cell]:
+    """Called again and again: cells to add, at the end none.
+
+    running: folder names of those that have not ended. free: how many more could be at work.
+    """
 
 
 def run(
@@ -66,6 +69,7 @@ def run(
   worker_command: Sequence[str] | None = None,
   retries: int = 2,
   source: Source | None = None,
+  asked: list[int] | None = None,
 ) -> Outcome:
   """Runs every cell that is not done, side by side in `workers` processes, and waits.
 
@@ -73,7 +77,8 @@ def run(
   same command runs on every host. console: a rich console; standard error unless given.
   worker_command: what to start instead of `python -m launch.worker`. retries: tries of a cell after
   one whose cause may pass (causes.py), as when its worker died; others have one a launch. source:
-  makes further cells.
+  makes further cells. asked: where the caller collects signals that ask to stop; without, they are
+  collected here.
 
   SIGINT or SIGTERM, or launch.cancel, lets the workers checkpoint and leave; a second signal kills
   them. Raises OSError naming the file if the run folder cannot be written, UserError if no worker
@@ -97,17 +102,18 @@ def run(
   if distributed != 'off':  # this machine's part of a team
     workers = 1
   # seats as for all cells: one continued must not find itself on other cores than it began on
-  places = seats(workers, total, _devices_of(cells))[: total - skipped]
+  places = seats(workers, total, _devices_of(cells), _rows_of(cells))[: total - skipped]
   pool = Pool(workdir, places, launch, worker_command, retries, distributed)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
-  with _signals() as asked, records.running(workdir, launch) as cancelled, pool, display:
+  collected = signals() if asked is None else contextlib.nullcontext(asked)
+  with collected as asked, records.running(workdir, launch) as cancelled, pool, display:
     work.run(asked, cancelled)
   return outcome
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
   """Collects SIGINT and SIGTERM in the list it yields; puts the handlers back."""
   asked: list[int] = []
   if threading.current_thread() is not threading.main_thread():
@@ -126,6 +132,16 @@ def _devices_of(cells: Sequence[Cell]) -> int:
   """Accelerators that the widest of these cells asks for by its mesh; 1 where none does."""
   meshes = {cell.config.parallel.mesh for cell in cells}
   return max((math.prod(axes.parse_mesh(mesh).values()) for mesh in meshes), default=1)
+
+
+def _rows_of(cells: Sequence[Cell]) -> int:
+  """What every micro-batch is a multiple of; 1 where a cell says itself how it lies on devices."""
+  apart = (
+    p.mesh or p.mode != 'auto' or p.distributed != 'off' for p in (c.config.parallel for c in cells)
+  )
+  if any(apart):
+    return 1
+  return math.gcd(*(c.config.data.batch_size // c.config.train.accumulate for c in cells)) or 1
 
 
 class _Launch:
@@ -183,9 +199,9 @@ class _Launch:
     began = time.monotonic()
     self._available = self._scan()
     if self._source:
-      new = self._source.look(self._pool.seats - len(self._open))
-      for cell in new:
-        write_config(cell, self._workdir)
+      for cell in self._source.look(self._open, self._pool.seats - len(self._open)):
+        if not holder(cell.folder(self._workdir)):
+          write_config(cell, self._workdir)
         self._add(cell)
         self._available.append(cell.folder_name)
     now = time.monotonic()

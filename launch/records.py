@@ -18,11 +18,6 @@ def read(workdir: str | Path) -> list[dict]:
   return (read_json(Path(workdir) / FILE) or {}).get('launches', [])
 
 
-def append(workdir: str | Path, record: dict) -> None:
-  """Adds a launch. Whoever calls holds the folder's lock."""
-  write(workdir, [*read(workdir), {**record, 'time': time.time()}])
-
-
 def write(workdir: str | Path, launches: list[dict]) -> None:
   """Replaces all of them. Whoever calls holds the folder's lock."""
   write_json(Path(workdir) / FILE, {'launches': launches})

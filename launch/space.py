@@ -122,7 +122,8 @@ def _values(name: str, text: str, where: str) -> Iterator[Any]:
     if not numeric or len(ends) == 1:
       yield value(name, part, where)
       continue
-    if len(ends) > 2 or not all(map(str.isdecimal, ends)) or int(ends[1]) - int(ends[0]) >= MOST:
+    whole = len(ends) == 2 and all(map(str.isdecimal, ends))
+    if not whole or not 0 <= int(ends[1]) - int(ends[0]) < MOST:
       raise UserError(f'{where}: {part} is no range of whole numbers, as 0..4 is')
     yield from (value(name, str(n), where) for n in range(int(ends[0]), int(ends[1]) + 1))
 

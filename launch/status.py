@@ -114,7 +114,7 @@ def _launch(record: dict) -> str:
     gone = '' if is_live(record) else ', which is gone'
     return f'launched by process {record.get("pid")} on {record.get("host")}{gone}{cancelled}'
   at = time.strftime('%Y-%m-%d %H:%M', time.localtime(record.get('time', 0)))
-  return f'{record.get("cells")} cells submitted to {record["engine"]} at {at}{cancelled}'
+  return f'{len(record["cells"])} cells submitted to {record["engine"]} at {at}{cancelled}'
 
 
 def _progress(cells: Sequence[CellState]) -> list[RenderableType]:

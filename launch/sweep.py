@@ -5,6 +5,11 @@
   python -m launch.sweep --grid='ffn.activation=relu,gelu; ffn.ratio=1..8' --where='ffn.ratio<4 or
       ffn.activation=="gelu"' --train.steps=400 --workdir=runs/ratios --on=slurm --dry_run
 
+Instead of a grid, a search by Optuna (pip install 'isoffn[search]'), each trial a cell:
+
+  python -m launch.sweep --search='optim.learning_rate=log(1e-4,1e-2); ffn.ratio=int(1,16)'
+      --trials=64 --sampler=tpe --prune=asha --train.eval_every=100
+
 All else is passed on to the script, as the settings that all cells share. Each cell is checked
 before anything is run. The same command again goes on with what is not done. Then: launch.status,
 launch.cancel, launch.retry, experiments.report.
@@ -12,13 +17,15 @@ launch.cancel, launch.retry, experiments.report.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
-from launch import space
+from launch import ranges, search, space
 from launch.cells import Cell
+from launch.search import Search
 from launch.space import Point
 from transformer import flags
 from transformer.config import Config, config_hash, resolve
@@ -34,6 +41,11 @@ def define_flags(argv: Sequence[str]) -> None:
   flags.script_flag('str', 'grid', '', "settings and values, as in 'ffn.ratio=2,4; seed=0..4'")
   flags.script_flag('str', 'zip', '', 'the same, of values that go side by side')
   flags.script_flag('str', 'where', '', "which points to keep, as in 'ffn.ratio<8 or seed==0'")
+  flags.script_flag('str', 'search', '', "instead: ranges, as in 'ffn.ratio=int(1,16)'")
+  flags.script_flag('int', 'trials', 32, 'of --search: cells in all')
+  flags.script_flag('str', 'sampler', 'tpe', f'of --search: {" | ".join(search.SAMPLERS)}')
+  told = f'of --search: what stops a poor cell at an evaluation: {" | ".join(search.PRUNERS)}'
+  flags.script_flag('str', 'prune', 'none', told)
   given = [word.partition('=')[2] for word in argv if word.lstrip('-').startswith('script=')]
   script(given[-1] if given else _SCRIPT)
   FLAGS.set_default('workdir', 'runs/sweep')
@@ -53,20 +65,50 @@ def script(name: str) -> ModuleType:
       f'--script={name}: no such module; try --script={_SCRIPT}, or a module of yours like it'
     ) from None
   if not callable(getattr(found, 'run', None)):
-    raise UserError(f'--script={name}: has no run(cells, by) to sweep; try --script={_SCRIPT}')
+    raise UserError(
+      f'--script={name}: has no run(cells, by, search) to sweep; try --script={_SCRIPT}'
+    )
   return found
 
 
 def main() -> int:
-  asked = flags.config()
+  asked, found = flags.asked(), script(FLAGS.script)
+  if FLAGS.search:
+    wanted = _search(asked)
+    return found.run(wanted.corners(), ','.join(wanted.axes), wanted)
   points = space.points(FLAGS.grid, FLAGS.zip, FLAGS.where, asked)
-  for name in points[0]:
-    if FLAGS[name].present:
-      raise UserError(f'--{name}: is swept; leave it out, or out of the sweep')
+  _refuse_fixed(points[0])
   cells = cells_of(asked, points)
   if twins := len(points) - len(cells):
     print(f'{twins} of {len(points)} points are the same run as another; run once', file=sys.stderr)
-  return script(FLAGS.script).run(cells, by=','.join(name for name in points[0] if name != 'seed'))
+  return found.run(cells, ','.join(name for name in points[0] if name != 'seed'))
+
+
+def _search(asked: Config) -> Search:
+  """What --search and its fellows ask for."""
+  for name in ('grid', 'zip', 'where'):
+    if FLAGS[name].value:
+      raise UserError(f'--{name}: is not for --search; leave one of them out')
+  for name, options in (('sampler', search.SAMPLERS), ('prune', search.PRUNERS)):
+    if FLAGS[name].value not in options:
+      raise UserError(f'--{name}={FLAGS[name].value}: choose from {", ".join(options)}')
+  if FLAGS.trials < 1:
+    raise UserError(f'--trials={FLAGS.trials}: should be 1 or more')
+  axes = ranges.parse(FLAGS.search)
+  if 'seed' in axes:
+    raise UserError(f'--search={FLAGS.search}: the best of many seeds is luck; leave seed out')
+  _refuse_fixed(axes)
+  cell = functools.partial(cell_of, asked)
+  wanted = Search(axes, FLAGS.trials, FLAGS.sampler, FLAGS.prune, asked.seed, cell)
+  search.needs_evaluations(wanted, wanted.corners()[0].config)
+  return wanted
+
+
+def _refuse_fixed(varied: Iterable[str]) -> None:
+  """Raises UserError for a setting that varies and is given a value as well."""
+  for name in varied:
+    if FLAGS[name].present:
+      raise UserError(f'--{name}: is swept; leave it out, or out of the sweep')
 
 
 def cells_of(asked: Config, points: Sequence[Point]) -> list[Cell]:

@@ -136,9 +136,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument('--cells', nargs='+', required=True, help='folder names')
   parser.add_argument('--core', type=_cores, help='pin to these cores, as in 0 or 0,1')
   parser.add_argument('--launch', default='', help='identifier shared by the workers of a launch')
-  parser.add_argument('--distributed', default='off', help='as --parallel.distributed')
   parser.add_argument('--retries', type=int, default=0, help='tries after one that may pass')
   parser.add_argument('--wait', action='store_true', help='for cells that others hold')
+  parser.add_argument('--distributed', default='off', help='as --parallel.distributed')
   parser.add_argument('--parent', type=int, default=os.getppid(), help='stop when it is gone')
   args = parser.parse_args(argv)
   args.cells = [name for names in args.cells for name in names.split(',') if name]

@@ -30,6 +30,9 @@ def make(config: Config) -> MeshParallel | PmapParallel:
   """
   mode, devices = config.parallel.mode, jax.devices()
   mesh = axes.parse_mesh(config.parallel.mesh)
+  several = len(devices) > 1 and jax.process_count() == 1
+  if mode == 'auto' and not mesh and several and devices[0].platform == 'cpu':
+    mode = 'pmap'  # on a device of its own each core takes the ways that only lone CPUs have
   mesh = mesh or {'data': len(devices)}
   if prod(mesh.values()) > len(devices):
     raise UserError(
@@ -127,25 +130,39 @@ class MeshParallel:
     def call(*args: Tree) -> Tree:
       nonlocal compiled
       if compiled is None:
-        shapes = jax.eval_shape(create, *args)
-        self._state_sharding = jax.tree_util.tree_map_with_path(self._sharding_of, shapes)
+        self._state_sharding = jax.tree.map(lambda x: x.sharding, self.shapes(create, *args))
         compiled = self._jit(create, out_shardings=self._state_sharding)
       return compiled(*args)
 
     return call
 
-  def compile(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
-    """(state, batch) -> (state, metrics), the old state's memory being given up."""
+  def shapes(self, create: Callable[..., Tree], *args: Tree) -> Tree:
+    """What `compile_init` would make, as shapes with their layout; nothing is computed."""
 
-    def whole(state: Tree, batch: Tree) -> tuple[Tree, Tree]:
+    def laid_out(key_path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding_of(key_path, x))
+
+    return jax.tree_util.tree_map_with_path(laid_out, jax.eval_shape(create, *args))
+
+  def compile(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
+    """(state, batch) -> (state, metrics), the old state's memory being given up.
+
+    Its `lower` is that of jax.jit and jax.pmap, for arrays or their shapes.
+    """
+
+    def train_step(state: Tree, batch: Tree) -> tuple[Tree, Tree]:
       state, metrics = step(state, batch, lambda x: x)
       return state, self._everywhere(metrics)
 
-    return self._jit(whole, donate_argnums=0)
+    return self._jit(train_step, donate_argnums=0)
 
   def compile_eval(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
-    """(params, batch) -> sums."""
-    return self._jit(lambda params, batch: self._everywhere(step(params, batch, lambda x: x)))
+    """(params, batch) -> sums. `lower` as that of `compile`."""
+
+    def eval_step(params: Tree, batch: Tree) -> Tree:
+      return self._everywhere(step(params, batch, lambda x: x))
+
+    return self._jit(eval_step)
 
   def compile_whole(self, function: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Tree], Tree]:
     """(state or parameters, host batch) -> anything; for what runs rarely, on whole arrays."""
@@ -183,6 +200,11 @@ class MeshParallel:
       with jax.set_mesh(self._mesh):
         return _settle(compiled(*args), self.devices)
 
+    def lower(*args: Tree) -> jax.stages.Lowered:
+      with jax.set_mesh(self._mesh):
+        return compiled.lower(*args)
+
+    call.lower = lower
     return call
 
   def _everywhere(self, tree: Tree) -> Tree:
@@ -231,12 +253,24 @@ class PmapParallel:
     compiled = jax.jit(create)
     return lambda *args: self.place(compiled(*args))
 
+  def shapes(self, create: Callable[..., Tree], *args: Tree) -> Tree:
+    """What `compile_init` would make, as shapes; nothing is computed."""
+    n = len(self.devices)
+
+    def replicated(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct((n, *x.shape), x.dtype)
+
+    return jax.tree.map(replicated, jax.eval_shape(create, *args))
+
   def compile(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
-    """(state, batch) -> (state, metrics), the old state's memory being given up."""
+    """(state, batch) -> (state, metrics), the old state's memory being given up.
+
+    Its `lower` is that of jax.jit and jax.pmap, for arrays or their shapes.
+    """
     return self._pmap(step, donate=True)
 
   def compile_eval(self, step: Callable) -> Callable[[Tree, Tree], Tree]:
-    """(params, batch) -> sums."""
+    """(params, batch) -> sums. `lower` as that of `compile`."""
     return self._pmap(step, donate=False)
 
   def compile_whole(self, function: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Tree], Tree]:
@@ -275,4 +309,5 @@ class PmapParallel:
         return out[0], self.fetch(out[1])
       return self.fetch(out)
 
+    call.lower = compiled.lower
     return call

@@ -27,6 +27,7 @@ from transformer import (
   liking,
   moe,
   parallel,
+  programs,
   provenance,
   runs,
   state,
@@ -89,6 +90,15 @@ class Program:
     """The state of `config` before step 0."""
     return self._create(np.uint32(config.seed), state.hyper_arrays(config))
 
+  def lowered(self, config: Config) -> jax.stages.Lowered:
+    """The training step before it is compiled; no array of the state is made."""
+    create = functools.partial(state.create, config)
+    shapes = self.executor.shapes(create, np.uint32(config.seed), state.hyper_arrays(config))
+    source = config.data.source_len if config.model.architecture == 'encoder_decoder' else 0
+    width = source + config.data.seq_len + 1
+    tokens = np.zeros((config.data.batch_size, width), np.int32)
+    return self.train_step.lower(shapes, self.put(tokens))
+
   def put(self, tokens: np.ndarray) -> dict:
     """A host batch (B, T+1) on the devices."""
     return self.executor.put(self.batch(tokens))
@@ -109,7 +119,9 @@ _programs: dict[str, Program] = {}
 
 def program(config: Config) -> Program:
   """The program of a resolved config. The last one is kept: cells of equal shape come in a row."""
-  key = f'{config.parallel} {config.model.unroll} {static_key(config)}'
+  programs.keep(config.data.cache)
+  m = config.model
+  key = f'{config.parallel} {m.unroll} {m.remat} {static_key(config)}'
   if key not in _programs:
     _programs.clear()
     _programs[key] = Program(config)

@@ -62,11 +62,11 @@ def attend(x_DT: np.ndarray, weights_ST: np.ndarray) -> np.ndarray:
   size, length = x_DT.shape
   eye = np.eye(size, dtype=np.float32)
   params = dict.fromkeys(('query', 'key', 'value'), eye[:, None]) | {'out': eye[None]}
-  attention = Attention(num_heads=1, head_dim=size, positions='none')
+  attention = Attention(num_heads=1, head_dim=size)
   mask_BTS = jnp.ones((1, length, length), bool)
   y_BTD = attention.apply(
     {'params': params},
-    *(x_DT.T[None], mask_BTS, jnp.arange(length)[None]),
+    *(x_DT.T[None], mask_BTS),
     weights_BNTS=jnp.asarray(weights_ST.T)[None, None],
   )
   return np.asarray(y_BTD[0].T)

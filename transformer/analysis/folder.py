@@ -24,6 +24,7 @@ class Folder:
   base: dict  # resolved base config, nested
   cells: tuple[Cell, ...]
   references: dict  # unigram, bigram, …
+  searched: dict  # search.json: the trials of a search
 
   def get(self, key: str) -> str:
     """A text of experiment.json, '' if absent."""
@@ -43,7 +44,8 @@ def read(path: Path, notes: list[str]) -> Folder:
   asked = _read_experiment(path / 'experiment.json')
   cells = tuple(_read_cell(path, entry, notes) for entry in asked['cells'])
   base = _read_json(path / 'resolved.json', notes) or asked.get('base') or {}
-  return Folder(path, asked, base, cells, _read_json(path / 'references.json', notes))
+  also = (_read_json(path / f'{name}.json', notes) for name in ('references', 'search'))
+  return Folder(path, asked, base, cells, *also)
 
 
 def _read_experiment(path: Path) -> dict:
@@ -70,15 +72,22 @@ def _read_cell(workdir: Path, entry: dict, notes: list[str]) -> Cell:
   folder = workdir / 'cells' / str(entry['folder'])
   read = {
     name: _read_json(folder / f'{name}.json', notes)
-    for name in ('config', 'provenance', 'done', 'failed', 'heartbeat')
+    for name in ('config', 'provenance', 'done', 'failed', 'heartbeat', 'pruned')
   }
   rows = _read_rows(folder / 'metrics.jsonl', notes)
   done, failed = read['done'], read['failed']
   if done and not is_number(done.get(NATS.key)):
     failed = {'cause': 'non-finite', 'message': f'held-out loss is {done.get(NATS.key)}'}
     done = {}
-  started = read['heartbeat'] or rows or (folder / 'claim.json').exists()
-  state = 'done' if done else 'failed' if failed else 'unfinished' if started else 'waiting'
+  claimed = (folder / 'claim.json').exists()
+  if done:
+    state = 'done'
+  elif read['pruned'] and not claimed:
+    state = 'pruned'
+  elif failed:
+    state = 'failed'
+  else:
+    state = 'unfinished' if read['heartbeat'] or rows or claimed else 'waiting'
   return Cell(
     name=str(entry['name']),
     variant=str(entry['variant']),

@@ -16,7 +16,13 @@ from transformer.analysis.measures import BITS, NATS, Measure
 from transformer.analysis.results import Cell, Results, Variant, losses, measure
 from transformer.errors import UserError, nearest
 
-_BETTER = ('done', 'unfinished', 'failed', 'waiting')  # of two copies of a cell the first counts
+_BETTER = (
+  'done',
+  'unfinished',
+  'pruned',
+  'failed',
+  'waiting',
+)  # of two copies of a cell the first counts
 
 
 def load(
@@ -59,6 +65,7 @@ def load(
     regrouped=bool(by),
     match=match,
     references=references,
+    searched=folders[0].searched if len(folders) == 1 else {},
     mixed=mixed,
     besides=besides,
     notes=tuple(notes),

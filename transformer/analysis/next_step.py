@@ -31,13 +31,15 @@ def suggest(results: Results) -> list[Step]:
     return []
   broken = [c for c in results.cells if c.failure.get('cause') == 'non-finite']
   overflowed = [c for c in broken if _AT_ONCE in str(c.failure.get('message'))]
-  left = [c for c in results.cells if c.state != 'done' and c not in broken]
+  left = [c for c in results.cells if c.state not in ('done', 'pruned') and c not in broken]
   lost = learned.risen(results)
   steps = [*_replay(overflowed), *_lower_rate(results, len(broken) > len(overflowed), bool(lost))]
   if left:
     count = f'{len(left)} cell{"s" if len(left) > 1 else ""}'
     why = f'Finish the {count} still open or failed; what is done is not computed again.'
     steps.append(Step(why, results.command, _cost(results, [(c, 1, 1) for c in left])))
+  if results.searched:  # a search is no comparison: it knows what to look at next
+    return steps
   if len(results.variants) > 1 and results.done:
     steps += _more_seeds(results)
   learning = [v for v in results.variants if v.loss.n and v not in lost]
@@ -86,7 +88,7 @@ def _more_seeds(results: Results) -> list[Step]:
   if wanted is None:
     return []
   first = min(c.seed for c in results.cells)
-  flags = {'seeds': f'{first}..{first + wanted - 1}'}
+  seeds = f'{first}..{first + wanted - 1}'
   many = [len(v.cells) // len(v.seeds) for v in results.variants]  # cells of a seed
   new = [
     (v.cells[0], 1, n * (wanted - len(v.seeds)))
@@ -94,7 +96,20 @@ def _more_seeds(results: Results) -> list[Step]:
   ]
   aim = 'to part what is tied' if _ties(results) else 'for a verdict'
   why = f'{wanted} paired seeds in place of {asked}, {aim}; done cells are kept.'
-  return [Step(why, with_flags(results.command, flags), _cost(results, new))]
+  return [Step(why, _with_seeds(results.command, seeds), _cost(results, new))]
+
+
+def _with_seeds(command: str, seeds: str) -> str:
+  """The command with other seeds: in the grid of a sweep, else by --seeds."""
+  words = shlex.split(command)
+  at = next((i for i, word in enumerate(words) if word.lstrip('-').startswith('grid=')), None)
+  if at is None:
+    return with_flags(command, {'seeds': seeds})
+  name, _, grid = words[at].partition('=')
+  axes = [axis.strip() for axis in grid.split(';') if axis.strip()]
+  kept = [axis for axis in axes if axis.partition('=')[0].strip() != 'seed']
+  words[at] = f'{name}={"; ".join([*kept, f"seed={seeds}"])}'
+  return shlex.join(words)
 
 
 def _wanted_seeds(results: Results, asked: int) -> int | None:

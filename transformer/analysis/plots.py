@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from transformer.analysis import curves, formats, inside, loads, routing, sweep
+from transformer.analysis import curves, formats, inside, loads, routing, search, sweep
 from transformer.analysis.budget import unmatched
 from transformer.analysis.grid import grid
 from transformer.analysis.results import AHEAD, Results, Variant
 from transformer.analysis.theme import Plot, Theme, both
 from transformer.analysis.verdict import not_compared
 
-NAMES = ('loss', 'differences', 'variable', 'routing', 'load', 'inside')  # of all there may be
+NAMES = ('search', 'loss', 'differences', 'variable', 'routing', 'load', 'inside')  # there may be
 _MOST = 40  # rows of differences
 
 
@@ -19,6 +19,8 @@ def draw(results: Results) -> list[Plot]:
   """Every picture the finished and running cells have data for."""
   found = []
   g = grid(results)
+  if search.trials(results):
+    found.append(both('search', search.caption(results), search.draw, results))
   if g and len(g.finished) and sum(v.loss.n > 0 for v in results.variants) > 1:
     found.append(both('variable', sweep.grid_caption(results), sweep.draw_grid, results))
   if curves.there(results):

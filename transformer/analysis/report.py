@@ -25,6 +25,7 @@ from transformer.analysis import (
   plots,
   routing,
   samples,
+  search,
   table,
   verdict,
 )
@@ -191,6 +192,8 @@ def console(results: Results, console) -> None:
   console.print(_styled(first))
   for sentence in rest:
     console.print(Padding(_styled(sentence), (0, 0, 0, 2), expand=False))
+  if found := search.best(results):
+    console.print(Padding(_styled(found), (0, 0, 0, 2), expand=False))
   for sample in samples.samples(results, 2):
     console.print()
     _print_sample(sample, console)

@@ -26,7 +26,7 @@ class Cell:
   variant: str
   seed: int
   folder: Path
-  state: str  # done, failed, unfinished (claimed or started), waiting
+  state: str  # done, pruned (by a search), failed, unfinished (claimed or started), waiting
   asked: dict = field(repr=False)  # its entry in experiment.json
   config: dict = field(repr=False)
   provenance: dict = field(repr=False)
@@ -200,6 +200,7 @@ class Results:
   outliers: dict[tuple[str, int], float]
   mixed: tuple[str, ...]  # settings beside `by` and the seed that differ within a variant
   besides: tuple[str, ...]  # the same between variants
+  searched: dict = field(repr=False)  # search.json of a folder whose cells a search has made
   notes: tuple[str, ...]  # files that could not be read, mixtures of code or data
 
   @property

@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any
 
-from transformer import axes, spec
+from transformer import axes, hardware, spec
 from transformer.config import routing
 from transformer.config.data import check_source
 from transformer.config.placement import parse_distributed
@@ -41,9 +41,11 @@ def resolve(config: Config) -> Config:
     raise UserError(f'--data.batch_size={batch}: not divisible by --train.accumulate={parts}')
   if axes.parse_mesh(config.parallel.mesh) and config.parallel.mode == 'pmap':
     raise UserError('--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out')
-  if parse_distributed(config.parallel.distributed) != 'off' and config.parallel.mode == 'pmap':
+  distributed = parse_distributed(config.parallel.distributed) != 'off'
+  if distributed and config.parallel.mode == 'pmap':
     raise UserError('--parallel.mode=pmap: is for one process; of several the mode is mesh')
-  out['parallel.mode'] = 'pmap' if config.parallel.mode == 'pmap' else 'mesh'
+  if distributed or axes.parse_mesh(config.parallel.mesh):
+    out['parallel.mode'] = 'mesh'
   config = config.replace(**out)
   stacks = {'layers': widths(config)}
   if config.model.architecture == 'encoder_decoder':
@@ -90,6 +92,7 @@ def _model(config: Config) -> dict:
     )
   encoder_layers = model.num_encoder_layers
   return {
+    'model.dtype': hardware.fast_dtype() if model.dtype == 'auto' else model.dtype,
     'model.head_dim': head_dim,
     'model.v_head_dim': v_head_dim if v_head_dim != head_dim else 0,
     'model.num_kv_heads': kv_heads if kv_heads < heads else 0,
@@ -324,6 +327,7 @@ def hyper(config: Config) -> dict[str, float]:
 def result_settings(config: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
   """The settings of a resolved config that change its result and differ from their default."""
   default = sort_settings(Config(), ('static', 'traced'))
+  default['model.dtype'] = 'float32'  # as before there was auto
   for slot in spec.slots():  # of any variant, so that a new argument of it changes no hash either
     variant = spec.parse(slot, config.get(slot))
     default |= {f'{slot}.{f.name}': f.default for f in dataclasses.fields(variant)}
