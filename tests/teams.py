@@ -56,7 +56,7 @@ def run_team(workdir: Path, processes: int, devices: int, *cells: Cell) -> list[
   """Runs cells to their end; the exit statuses."""
   team = start_team(workdir, processes, devices, *cells)
   try:
-    return [process.wait(timeout=180) for process in team]
+    return [process.wait(timeout=900) for process in team]
   finally:
     for process in team:
       process.kill()

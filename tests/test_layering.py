@@ -32,6 +32,7 @@ LAYERS = {
       'parametrization',
       'plugin',
       'runs',
+      'scaling',
       'tensors',
     ),
     0,
