@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from launch_fakes import executions, make_cells, result, until
-from slurm_cluster import Cluster, absent, free_ports
+from slurm_cluster import Absent, Cluster, absent, free_ports
 
 from launch import shares, slurm
 from launch.cells import Cell, read_json, state, write_config
@@ -25,7 +26,12 @@ FAKE_TASK = (str(Path(__file__).with_name('fake_task.py')),)
 
 @pytest.fixture(scope='module')
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-  with Cluster(tmp_path_factory.mktemp('slurm')) as cluster:
+  cluster = Cluster(tmp_path_factory.mktemp('slurm'))
+  try:
+    cluster.start()
+  except Absent as e:
+    pytest.skip(str(e))
+  with contextlib.closing(cluster):
     yield cluster
 
 
