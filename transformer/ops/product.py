@@ -27,6 +27,7 @@ def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> ja
 
   On a lone CPU a linear map of rows is computed as `linear` does; else as `reference`.
   """
+  x, w = jnp.asarray(x), jnp.asarray(w)  # of NumPy's, jax's own maps take none
   out_type = jnp.dtype(out or x.dtype)
   if not lone_cpu() or (form := _form(spec)) is None:
     return reference(spec, x, w, out)
