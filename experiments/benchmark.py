@@ -30,14 +30,13 @@ theirs, round by round.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch import machine
-from transformer import flags
+from transformer import flags, hardware
 from transformer.config import Config, resolve
 from transformer.errors import UserError
 from transformer.measure import shares, sides, table
@@ -77,7 +76,10 @@ def main() -> int:
     if not JSON.value:
       table.show_ceilings(ceilings)
   for what in whats:
-    facts = measured(_asked(what, ours), theirs and _asked(what, theirs), ceilings)
+    other = theirs and _asked(what, theirs)
+    facts = measured(_asked(what, ours), other, ceilings, COMMAND.value)
+    facts |= {'against_flags': AGAINST.value} if theirs else {}
+    facts |= {'against_command': COMMAND.value} if COMMAND.value else {}
     if JSON.value:
       print(json.dumps(facts), flush=True)
     else:
@@ -119,42 +121,35 @@ def measured_ceilings(configs: Sequence[Config]) -> dict:
   """What the machine can do, at large products and at those of these configs."""
   told = {'what': 'ceilings', 'shapes': shares.shapes(configs)}
   told['seconds'] = min(SECONDS.value, _CEILING_SECONDS)
-  with sides.Ours(told, environment()) as side:
+  with sides.Ours(told, _apart(machine.Seat(one_thread=ONE_CORE.value))) as side:
     return side.answer()
 
 
 def measured(ours: Asked, theirs: Asked | None, ceilings: dict, command: str = '') -> dict:
-  """The facts of one measurement, taken in turns where there is another side."""
+  """The facts of one measurement, in turns with another side where there is one."""
   with contextlib.ExitStack() as stack:
-    open_side = functools.partial(_side, stack)
-    other = open_side(theirs) if theirs else None
-    command = command or COMMAND.value
-    if command:
-      other = sides.Foreign(command)
-    facts = sides.in_turns(open_side(ours), other, ROUNDS.value)
+    other = sides.Foreign(command) if command else theirs and _side(stack, theirs)
+    facts = sides.in_turns(_side(stack, ours), other, ROUNDS.value)
   facts |= shares.described(ours.config) | shares.of_peak(facts, ceilings, ours.config)
   if theirs:
     own = facts['against']
     own |= shares.described(theirs.config) | shares.of_peak(own, ceilings, theirs.config)
-    facts['against_flags'] = AGAINST.value
-  elif command:
-    facts['against_command'] = command
-  return facts | ({'ceilings': ceilings} if ceilings else {})
+  return facts | ({'ceilings': ceilings} if 'mfu' in facts else {})
 
 
 def _side(stack: contextlib.ExitStack, asked: Asked) -> sides.Ours:
+  """A process where a launch would put it: with one core, or the machine, to itself."""
+  if ONE_CORE.value:
+    seat = machine.Seat(one_thread=True)
+  else:
+    [seat] = machine.seats(1, 1, rows=machine.rows_of([asked.config]))
   # Two processes do not share an accelerator: there each takes its turn and leaves.
-  keep = machine.on_cpu()
-  return stack.enter_context(sides.Ours(asked.to_json(), environment(), keep))
+  keep = hardware.kind() is None
+  return stack.enter_context(sides.Ours(asked.to_json(), _apart(seat), keep))
 
 
-def environment() -> dict[str, str]:
-  """What a launch gives a worker that has the machine, or one core, to itself.
-
-  Compiled programs are not looked for where runs keep them: compilation is timed.
-  """
-  one_core = machine.Seat((), True, 0.0)
-  seat = one_core if ONE_CORE.value and machine.on_cpu() else machine.seats(1, 1)[0]
+def _apart(seat: machine.Seat) -> dict[str, str]:
+  """The seat's environment, but for compiled programs that runs have kept: they are timed."""
   return seat.environment() | {'JAX_ENABLE_COMPILATION_CACHE': '0'}
 
 

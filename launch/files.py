@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def write_synced(path: Path, value: Any, sync: bool = True) -> None:
 def write_json(path: str | Path, value: Any, sync: bool = True) -> None:
   """Replaces `path` by `value` as JSON, atomically. Raises OSError naming `path`."""
   path = Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}')  # pids of hosts may be equal
   try:
     write_synced(temporary, value, sync)
     os.replace(temporary, path)

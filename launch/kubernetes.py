@@ -19,6 +19,10 @@ from launch.task import FAILED
 from transformer.config import LaunchConfig
 from transformer.errors import UserError
 
+READ = (
+  *shares.READ,
+  *('image', 'namespace', 'volume', 'selector', 'tpu', 'tpu_topology', 'tpus'),
+)
 _WHERE = 'install kubectl, and let it reach the cluster'
 _NAME = r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?'  # RFC 1123, as of namespaces and claims
 _LABEL = r'([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?'

@@ -24,7 +24,7 @@ from launch.cells import Cell, Claim, by_program, read_json, state, write_config
 from launch.claims import CLAIM, DONE, FAILED, PRUNED, describe, failures, holder, is_foreign
 from launch.files import tail
 from launch.lease import HEARTBEAT, Leases, beats
-from launch.machine import seats
+from launch.machine import rows_of, seats
 from launch.pool import Pool, Worker
 from launch.progress import Display
 from transformer import axes
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
   from rich.console import Console
 
 _TICK = 0.1  # seconds between looks at the workers
-_SPARE = 20.0  # a look at all cells is followed by as many times its length without one
+_SPARE = 20.0  # a look at all cells is followed by as many times its length without one,
+_LONGEST = 2.0  # or by these seconds
 _MOST_FRUITLESS = 3  # workers in a row that die before they begin a cell
 
 
@@ -70,6 +71,7 @@ def run(
   retries: int = 2,
   source: Source | None = None,
   asked: list[int] | None = None,
+  of: int = 0,
 ) -> Outcome:
   """Runs every cell that is not done, side by side in `workers` processes, and waits.
 
@@ -78,7 +80,7 @@ def run(
   worker_command: what to start instead of `python -m launch.worker`. retries: tries of a cell after
   one whose cause may pass (causes.py), as when its worker died; others have one a launch. source:
   makes further cells. asked: where the caller collects signals that ask to stop; without, they are
-  collected here.
+  collected here. of: cells of the whole experiment, where these are but some.
 
   SIGINT or SIGTERM, or launch.cancel, lets the workers checkpoint and leave; a second signal kills
   them. Raises OSError naming the file if the run folder cannot be written, UserError if no worker
@@ -102,7 +104,8 @@ def run(
   if distributed != 'off':  # this machine's part of a team
     workers = 1
   # seats as for all cells: one continued must not find itself on other cores than it began on
-  places = seats(workers, total, _devices_of(cells), _rows_of(cells))[: total - skipped]
+  rows = rows_of([cell.config for cell in cells])
+  places = seats(workers, max(of, total), _devices_of(cells), rows)[: total - skipped]
   pool = Pool(workdir, places, launch, worker_command, retries, distributed)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
@@ -132,16 +135,6 @@ def _devices_of(cells: Sequence[Cell]) -> int:
   """Accelerators that the widest of these cells asks for by its mesh; 1 where none does."""
   meshes = {cell.config.parallel.mesh for cell in cells}
   return max((math.prod(axes.parse_mesh(mesh).values()) for mesh in meshes), default=1)
-
-
-def _rows_of(cells: Sequence[Cell]) -> int:
-  """What every micro-batch is a multiple of; 1 where a cell says itself how it lies on devices."""
-  apart = (
-    p.mesh or p.mode != 'auto' or p.distributed != 'off' for p in (c.config.parallel for c in cells)
-  )
-  if any(apart):
-    return 1
-  return math.gcd(*(c.config.data.batch_size // c.config.train.accumulate for c in cells)) or 1
 
 
 class _Launch:
@@ -205,7 +198,7 @@ class _Launch:
         self._add(cell)
         self._available.append(cell.folder_name)
     now = time.monotonic()
-    self._next_scan = now + _SPARE * (now - began)
+    self._next_scan = now + min(_LONGEST, _SPARE * (now - began))
 
   def _stop(self, heard: int, asked: int) -> int:
     """Passes on what has been asked since `heard` signals; returns how many are heard now."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch import devices
 from transformer import hardware
+from transformer.config import Config
 
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
 _PARTS = '--xla_force_host_platform_device_count'
@@ -72,6 +74,14 @@ def seats(workers: int, cells: int, each: int = 1, rows: int = 1) -> list[Seat]:
   # a remainder stays idle: cells to be compared should run alike
   groups = [tuple(cores[i * share : (i + 1) * share]) for i in range(count)]
   return [Seat(group, share == 1) for group in groups]
+
+
+def rows_of(configs: Sequence[Config]) -> int:
+  """What every micro-batch is a multiple of; 1 where a run says itself how it lies on devices."""
+  places = (config.parallel for config in configs)
+  if any(p.mesh or p.mode != 'auto' or p.distributed != 'off' for p in places):
+    return 1
+  return math.gcd(*(c.data.batch_size // c.train.accumulate for c in configs)) or 1
 
 
 def schedulable_cores() -> list[int]:

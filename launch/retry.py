@@ -37,12 +37,11 @@ def main() -> int:
   asked = folder.asked(workdir)
   if asked.get('search'):
     raise UserError(f'--workdir={workdir}: a search goes on by its command: {asked["command"]}')
-  wanted = _causes(FLAGS.cause)
+  again = _causes(FLAGS.cause) if FLAGS.failed or FLAGS.cause else ()
   names = [
-    c.folder.name
-    for c in folder.read(workdir)
-    if c.state in ('waiting', 'lost')
-    or (FLAGS.failed and c.state == 'failed' and c.cause in wanted)
+    cell.folder.name
+    for cell in folder.read(workdir)
+    if cell.state in ('waiting', 'lost') or (cell.state == 'failed' and cell.cause in again)
   ]
   if not names:
     print(f'{workdir}: nothing to go on with')
@@ -55,7 +54,7 @@ def main() -> int:
     )
   on = FLAGS.on or _engine(workdir)
   if on == engines.LOCAL:
-    return _run(workdir, cells)
+    return _run(workdir, cells, len(asked['cells']))
   count = engines.submit(on, cells, workdir)
   print(f'{count} cells submitted to {on}')
   return 0
@@ -93,13 +92,13 @@ def _cells(workdir: Path, asked: dict, names: Sequence[str]) -> list[Cell]:
   return found
 
 
-def _run(workdir: Path, cells: Sequence[Cell]) -> int:
-  """Runs cells on this machine and writes the report."""
+def _run(workdir: Path, cells: Sequence[Cell], of: int) -> int:
+  """Runs some of a folder's `of` cells on this machine and writes the report."""
   from launch import local
   from transformer.analysis import report
 
   launch = cells[0].config.launch
-  outcome = local.run(workdir, cells, launch.workers, retries=launch.retries)
+  outcome = local.run(workdir, cells, launch.workers, retries=launch.retries, of=of)
   results = report.write(workdir)
   print(f'{len(outcome.done)} done, {len(outcome.failed)} failed')
   print(f'Report: {results.out / "report.html"}')

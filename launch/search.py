@@ -244,8 +244,7 @@ def _sampler(optuna: ModuleType, search: Search, number: int) -> Any:
   seed = (search.seed * _STRIDE + number) % 2**32
   if search.sampler == 'random':
     return optuna.samplers.RandomSampler(seed=seed)
-  startup = min(10, max(4, search.trials // 4))
-  return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+  return optuna.samplers.TPESampler(seed=seed)
 
 
 def _pruner(optuna: ModuleType, name: str) -> Any:

@@ -23,6 +23,7 @@ from transformer import plugin
 from transformer.config import LaunchConfig
 from transformer.errors import UserError
 
+READ = ('per_task', 'throttle', 'nodes', 'cpus', 'memory', 'gpus', 'grace')  # by every engine
 TASK = ('-m', 'launch.task')  # what Python runs as a task
 _PATIENCE = 120.0  # seconds for a command of a cluster to answer
 
@@ -53,8 +54,8 @@ class Shares:
 
   def python_path(self) -> str:
     """The snapshot before all else; what was importable at submission stays so."""
-    rest = os.environ.get('PYTHONPATH', '')
-    return os.pathsep.join([str(self.code), os.getcwd(), *filter(None, [rest])])
+    rest = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([str(self.code), os.getcwd(), *filter(None, rest)]))
 
 
 def deal(job: Job) -> Shares:

@@ -15,6 +15,7 @@ from launch.shares import Shares, command, line, matching
 from transformer.config import LaunchConfig
 from transformer.errors import UserError
 
+READ = (*shares.READ, 'time', 'partition', 'account', 'qos', 'setup')
 _WHERE = "run this where Slurm's commands are, as on a login node"
 _WAITING = ('PENDING', 'CONFIGURING', 'REQUEUED', 'REQUEUE_HOLD', 'SPECIAL_EXIT', 'RESV_DEL_HOLD')
 _RUNNING = ('RUNNING', 'COMPLETING', 'SUSPENDED', 'STOPPED', 'RESIZING', 'SIGNALING', 'STAGE_OUT')

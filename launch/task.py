@@ -175,7 +175,7 @@ class _Task:
     """Runs cells one after the other on all hosts of the task; returns the exit status."""
     launch = self._shares.launch
     command = [*self._worker, f'--workdir={self._shares.workdir}', f'--launch={uuid.uuid4().hex}']
-    command += [f'--retries={launch.retries}', '--distributed=auto']
+    command += [f'--retries={launch.retries}', '--wait', '--distributed=auto']
     if 'SLURM_JOB_ID' in os.environ:
       step = [f'--nodes={launch.nodes}', '--ntasks-per-node=1', '--kill-on-bad-exit=1']
       step += [f'--cpus-per-task={launch.cpus}'] * bool(launch.cpus)

@@ -6,7 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from transformer import count, spec
+from transformer.config import Config
 from transformer.layers import Norm, keep, observe, shard
+from transformer.ops import cudnn
 from transformer.ops.attention import attention, cached, mix, scores, weights
 from transformer.ops.product import Product, product
 from transformer.params import initializer
@@ -131,3 +134,19 @@ class Attention(nn.Module):
 
 def _turned(x_BTNH: jax.Array, turn: Turn | None) -> jax.Array:
   return x_BTNH if turn is None else rotate(x_BTNH, turn)
+
+
+def shapes(config: Config) -> set[cudnn.Shape]:
+  """Those of attention within sequences of a resolved config, if nothing is added to scores."""
+  m, found = config.model, set()
+  if (
+    not m.num_heads
+    or m.attention_cap
+    or spec.parse('model.positions', m.positions).acts_on == 'scores'
+  ):
+    return found
+  for group in count.groups(config):
+    length = count.length(config, group)
+    kv_heads = m.num_kv_heads or m.num_heads
+    found.add(cudnn.Shape(length, m.num_heads, m.head_dim, length, kv_heads, m.dtype))
+  return found

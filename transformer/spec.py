@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import math
 import re
 import typing
@@ -193,6 +194,7 @@ def check_value(where: str, field: dataclasses.Field, value: typing.Any) -> typi
   return value
 
 
+@functools.lru_cache(4096)  # a sweep reads the same few texts thousands of times
 def _parse_call(slot: str, text: str) -> tuple[str, list[ast.expr], dict[str, ast.expr]]:
   """Splits 'name(1, key=2)' into its name, positional and keyword arguments."""
   try:

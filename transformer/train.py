@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from transformer import (
+  attention,
   bad,
   boards,
   count,
@@ -40,7 +41,7 @@ from transformer.config import Config, resolve, static_key
 from transformer.data import Data
 from transformer.errors import UserError
 from transformer.metrics import FILE, MetricsLog, means, read, spread
-from transformer.ops import grouped
+from transformer.ops import cudnn, grouped, probe
 from transformer.state import TrainState
 
 TOKENIZER = 'tokenizer.json'
@@ -75,8 +76,10 @@ class Program:
 
   def __init__(self, config: Config):
     self.executor = parallel.make(config)
-    shapes = moe.grouped_shapes(config, self.executor.shares)
-    hosts.check_same('kernels', ' '.join(grouped.settle(shape) for shape in shapes))
+    probe.settle(config.model.dtype)
+    kernels = [cudnn.settle(shape) for shape in attention.shapes(config)]
+    kernels += [grouped.settle(s) for s in sorted(moe.grouped_shapes(config, self.executor.shares))]
+    hosts.check_same('kernels', ' '.join(kernels))
     self._create = self.executor.compile_init(functools.partial(state.create, config))
     self.train_step = self.executor.compile(functools.partial(step.train_step, config))
     self.eval_step = self.executor.compile_eval(functools.partial(step.eval_step, config))

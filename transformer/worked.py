@@ -197,7 +197,7 @@ def block(x_TD: np.ndarray, params: dict) -> dict[str, np.ndarray]:
   config, x_BTD = block_config(), jnp.asarray(x_TD)[None]
   length = x_BTD.shape[1]
   ids_BT = jnp.zeros((1, length), jnp.int32)  # experts alone would ask which
-  context = Context(ids_BT, jnp.ones((1, length, length), bool), jnp.arange(length)[None])
+  context = Context(ids_BT, jnp.ones((1, length, length), bool))
   (y_BTD, _), seen = Block(config, count.groups(config)[0]).apply(
     {'params': params},
     *(x_BTD, context, 0),

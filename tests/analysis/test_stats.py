@@ -130,3 +130,19 @@ def test_outliers_are_named():
   # six deviations away but within .03 nats is nothing to speak of
   near = _losses(a=[3.8, 3.8001, 3.8002, 3.82])
   assert stats.outliers(near, 0.03) == {} != stats.outliers(near, 0.015)
+
+
+def test_all_pairs_at_once_have_the_p_of_each_alone():
+  rng = np.random.default_rng(1)
+  losses = _losses(**{f'v{i}': rng.normal(3, 0.1, 5) for i in range(6)})
+  losses['v2'].pop(3)
+  losses['v4'] = dict(losses['v1'])  # no difference at all
+  losses['v5'] = {seed: loss + 0.25 for seed, loss in losses['v1'].items()}
+  losses['v5'].pop(0), losses['v5'].pop(1), losses['v5'].pop(2)  # too few seeds
+  names = list(losses)
+  found = stats._all_ps(losses, names)
+  for i, a in enumerate(names):
+    for j, b in enumerate(names[:i]):
+      pair = losses[a].keys() & losses[b].keys()
+      expected = stats.paired_t([losses[a][seed] - losses[b][seed] for seed in sorted(pair)])
+      assert found.get((j, i)) == (None if expected is None else pytest.approx(expected, rel=1e-9))

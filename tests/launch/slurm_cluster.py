@@ -50,36 +50,51 @@ def absent() -> str:
   return '' if os.geteuid() == 0 else 'needs root, to start the daemons of Slurm'
 
 
+class Absent(Exception):
+  """The daemons do not come up on this machine."""
+
+
 class Cluster:
-  """Two nodes of two cores. As a context manager it leaves no process behind."""
+  """Two nodes of two cores."""
 
   def __init__(self, folder: Path):
     self._folder = folder
     self._daemons: dict[str, subprocess.Popen] = {}
     self.config = folder / 'slurm.conf'
 
-  def __enter__(self) -> Cluster:
+  def start(self) -> None:
+    """Starts all daemons. Raises Absent, and leaves none, where they do not come up."""
     key, folder = self._folder / 'munge.key', self._folder
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o600)
     (folder / 'state').mkdir()
     host = socket.gethostname().partition('.')[0]
-    self.config.write_text(_CONFIG.format(host=host, folder=folder, ports=_free_ports(3)))
+    self.config.write_text(_CONFIG.format(host=host, folder=folder, ports=free_ports(3)))
     try:
       names = {'key-file': 'key', 'socket': 'sock', 'pid-file': 'pid', 'seed-file': 'seed'}
       options = [f'--{name}={folder}/munge.{end}' for name, end in names.items()]
-      self._start('munged', '--foreground', '--force', *options, f'--log-file={folder}/munge.log')
+      self._start(
+        'munged',
+        '--foreground',
+        '--force',
+        '--num-threads=10',
+        *options,
+        f'--log-file={folder}/munge.log',
+      )
       until(lambda: (folder / 'munge.sock').exists())
       self._start('slurmctld', '-D')
       for node in NODES:
         self._start(f'slurmd-{node}', '-D', '-N', node)
       until(lambda: self.run('sinfo', '-h', '-o', '%D %T') == '2 idle', 30)
-    except BaseException as e:
-      self.__exit__()
-      raise AssertionError(f'no cluster came up: {self._logs()}') from e
-    return self
+    except AssertionError:
+      self.close()
+      raise Absent(f'Slurm is installed but does not start here: {self._errors()}') from None
+    except BaseException:
+      self.close()
+      raise
 
-  def __exit__(self, *error: object) -> None:
+  def close(self) -> None:
+    """Ends them."""
     for daemon in reversed(self._daemons.values()):
       daemon.terminate()
     for daemon in self._daemons.values():
@@ -89,8 +104,12 @@ class Cluster:
         daemon.kill()
 
   def run(self, *args: str) -> str:
-    """Output of one of Slurm's commands; '' if it fails."""
-    return subprocess.run(args, capture_output=True, text=True, env=self._env()).stdout.strip()
+    """Output of one of Slurm's commands; '' if it fails, or gets no answer."""
+    try:
+      done = subprocess.run(args, capture_output=True, text=True, env=self._env(), timeout=20)
+    except subprocess.TimeoutExpired:
+      return ''
+    return done.stdout.strip()
 
   def node_of(self, task: str) -> str:
     """The node that a task ('12_0') is on; '' if it is on none."""
@@ -138,12 +157,17 @@ class Cluster:
   def _env(self) -> dict[str, str]:
     return {**os.environ, 'SLURM_CONF': str(self.config)}
 
-  def _logs(self) -> str:
-    time.sleep(0.2)
-    return '\n'.join(path.read_text()[-2000:] for path in self._folder.glob('*.log'))
+  def _errors(self) -> str:
+    """The last complaint of each daemon."""
+    found = []
+    for path in sorted(self._folder.glob('*.log')):
+      lines = [row for row in path.read_text().splitlines() if 'error' in row.lower()]
+      found += [f'{path.stem}: {row}' for row in lines[-1:]]
+    return '; '.join(found)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+  """So many ports that nobody listens on."""
   sockets = [socket.socket() for _ in range(count)]
   try:
     for s in sockets:

@@ -142,10 +142,8 @@ def test_what_a_lost_cell_of_a_cluster_comes_to(workdir: Path) -> None:
   argv = [f'--workdir={workdir}', f'--cells={cell.folder_name}', '--launch=job7', '--wait']
   subprocess.run([*FAKE_WORKER, *argv, '--retries=0'], check=True, timeout=20)
   failed = result(cell, workdir, 'failed.json')
-  assert (failed['cause'], failed['message']) == (
-    'died',
-    f'process {os.getpid()} on {socket.gethostname()} is gone',
-  )
+  gone = f'process {os.getpid()} on {socket.gethostname()} is gone'
+  assert (failed['cause'], failed['message']) == ('died', gone)
   write_json(folder / 'failed.json', {**failed, 'tries': 1})
   subprocess.run([*FAKE_WORKER, *argv, '--retries=1'], check=True, timeout=20)
   assert state(folder) == 'done'

@@ -49,7 +49,7 @@ def test_a_share_of_peak_is_of_the_type_and_all_devices() -> None:
   facts = {'gflops_per_s': 200, 'chips': 4, 'xla_gb_per_step': 0.5, 'step_ms': 100}
   config = battery.tiny()
   told = shares.of_peak(facts, ceilings, config)
-  assert (told['mfu'], told['memory_share']) == (0.5, 0.5)
+  assert (told['mfu'], told['memory_share']) == (0.5, 0.125)
   narrow = config.replace(**{'model.dtype': 'bfloat16'})
   assert shares.of_peak(facts, ceilings, narrow)['mfu'] == 0.125
   assert math.isnan(shares.peak_gflops({'matmul_gflops': {}}, 'float32'))
@@ -65,7 +65,7 @@ def test_evaluation_counts_a_third_of_training() -> None:
 def test_the_loop_of_a_run_beside_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(loop, '_LEAST', 8)
   facts = loop.measure(Asked('loop', battery.tiny(), 0.0)).turn()
-  assert facts['times'] == 7  # rows but the first
+  assert 4 < facts['times'] < 8  # a row a step, the first of them not timed
   assert facts['host_share'] == pytest.approx(1 - facts['bare_step_ms'] / facts['step_ms'])
 
 

@@ -22,6 +22,7 @@ class Comparison:
   def __init__(self, folders: Sequence[Folder], by: tuple[str, ...], settings: bool):
     """settings: whether cells' settings tell groups apart; False: as the experiment made them."""
     self._folders = {f.path: f for f in folders}
+    self._bases = {f.path: _settings(f.base, f.path) if f.base else {} for f in folders}
     self._by, self._settings = by, settings
 
   def obstacle(self, ours: Sequence[Cell], theirs: Sequence[Cell]) -> str:
@@ -69,7 +70,10 @@ class Comparison:
 
     What a budget or another width moved is left out by that: it follows from these.
     """
-    own = _settings(cell.config, cell.folder)
+    try:
+      own = cell.settings
+    except UserError:
+      own = _as_written(cell.config)
     made = self._folders.get(cell.folder.parent.parent)
     if not (made and made.base):
       return own
@@ -78,7 +82,7 @@ class Comparison:
     def told(path: str) -> bool:
       return path in varied or path.startswith(tuple(f'{v}.' for v in varied))
 
-    found = _settings(made.base, made.path)
+    found = dict(self._bases[made.path])
     found |= {path: plain_setting(made.base, path) for path in _WIDTHS}
     found = {path: value for path, value in found.items() if not told(path)}
     return found | {path: value for path, value in own.items() if told(path)}
@@ -99,15 +103,19 @@ def _settings(config: dict, origin: Path) -> dict:
   try:
     return result_settings(Config.from_json(config, str(origin)), ('seed',))
   except UserError:
-    kinds = {path: s.metadata['kind'] for path, s in SETTINGS.items() if path != 'seed'}
-    found = {path: plain_setting(config, path) for path, kind in kinds.items() if kind != 'free'}
-    return {path: value for path, value in found.items() if value is not None}
+    return _as_written(config)
+
+
+def _as_written(config: dict) -> dict:
+  kinds = {path: s.metadata['kind'] for path, s in SETTINGS.items() if path != 'seed'}
+  found = {path: plain_setting(config, path) for path, kind in kinds.items() if kind != 'free'}
+  return {path: value for path, value in found.items() if value is not None}
 
 
 def _absent(cell: Cell) -> set[str]:
   """Settings of parts that the cell's model lacks."""
   try:
-    return set(idle(Config.from_json(cell.config, str(cell.folder))))
+    return set(idle(cell.known))
   except UserError:
     return set()
 

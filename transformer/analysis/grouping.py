@@ -10,7 +10,7 @@ from transformer import spec
 from transformer.analysis import formats
 from transformer.analysis.budget import BUDGETS
 from transformer.analysis.results import Cell
-from transformer.config import SETTINGS, Config, result_settings
+from transformer.config import SETTINGS, Config
 from transformer.errors import UserError, nearest
 
 ABSENT = '-'  # what a variant without that argument shows, and a dense model of what is of experts
@@ -138,8 +138,7 @@ def differing(
     if not cell.config:
       continue
     try:
-      config = Config.from_json(cell.config, _origin(cell))
-      found = result_settings(config, ('seed',))
+      found = cell.settings
     except UserError:  # of other code: regroup() has told it, or nothing is grouped
       continue
     groups.setdefault(cell.variant, []).append(found)

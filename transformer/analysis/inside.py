@@ -40,13 +40,8 @@ def layers(cell: Cell, name: str) -> dict[int, float]:
 
 def statistics(results: Results) -> list[str]:
   """The statistics that finished cells have."""
-  found = {
-    key.removeprefix(_PREFIX).rpartition('/')[0]
-    for cell in results.done
-    for row in cell.rows
-    for key in row
-    if key.startswith(_PREFIX)
-  }
+  keys = (key for key in results.rows_keys if key.startswith(_PREFIX))
+  found = {key.removeprefix(_PREFIX).rpartition('/')[0] for key in keys}
   names = [n for n in found if any(layers(c, n) for c in results.done)]
   order = list(_HEADINGS)
   return sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformer.analysis import stats
 from transformer.analysis.measures import BITS, IN_NATS, NATS, Measure
+from transformer.config import Config, result_settings
 from transformer.errors import UserError
 
 AHEAD = ' †'
@@ -35,6 +36,16 @@ class Cell:
   progress: dict = field(repr=False)  # heartbeat.json
   rows: tuple[dict, ...] = field(repr=False)  # metrics.jsonl
   tokenizer: str = field(repr=False)  # digest of tokenizer.json; '' if there is none (yet)
+
+  @cached_property
+  def known(self) -> Config:
+    """Its config. Raises UserError where this code does not know it."""
+    return Config.from_json(self.config, str(self.folder / 'config.json'))
+
+  @cached_property
+  def settings(self) -> dict[str, Any]:
+    """Those that change its result, but for the seed. Raises UserError as `known` does."""
+    return result_settings(self.known, ('seed',))
 
   @property
   def text(self) -> tuple:
@@ -243,6 +254,11 @@ class Results:
       return f'{self.heading(path)} {value}' if value in ('true', 'false', '-') else value
 
     return {v.name: ' '.join(map(text, self.by, v.values)) for v in self.variants}
+
+  @cached_property
+  def rows_keys(self) -> frozenset[str]:
+    """The names of all metrics in the rows of finished cells."""
+    return frozenset().union(*(row for cell in self.done for row in cell.rows))
 
   def by_state(self, *states: str) -> tuple[Cell, ...]:
     return tuple(c for c in self.cells if c.state in states)

@@ -215,11 +215,31 @@ def indistinguishable(
   if len(names) < 2:
     return ()
   names.sort(key=lambda n: sample(losses[n].values()).mean)
-  pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-  found = compare(losses, pairs)
-  best = names[0]
-  ties = [n for n in names[1:] if found[best, n].verdict in ('tie', 'too few seeds')]
-  return (best, *ties)
+  adjusted = holm(_all_ps(losses, names), len(names) * (len(names) - 1) // 2)
+  ties = [n for i, n in enumerate(names) if i and adjusted.get((0, i), 1.0) >= LEVEL]
+  return (names[0], *ties)
+
+
+def _all_ps(
+  losses: Mapping[str, Mapping[int, float]], names: Sequence[str]
+) -> dict[tuple[int, int], float]:
+  """`paired_t` of every pair of names that has one, by their places: hundreds of names at once."""
+  from scipy.stats import t
+
+  seeds = sorted({seed for name in names for seed in losses[name]})
+  losses_NS = np.array([[losses[n].get(seed, np.nan) for seed in seeds] for n in names])
+  found: dict[tuple[int, int], float] = {}
+  for i in range(len(names) - 1):
+    d_NS = losses_NS[i + 1 :] - losses_NS[i]
+    n_N = np.isfinite(d_NS).sum(axis=1)
+    tested = np.flatnonzero(n_N >= MIN_SEEDS)
+    d_NS, n_N = d_NS[tested], n_N[tested]
+    mean_N, sd_N = np.nanmean(d_NS, axis=1), np.nanstd(d_NS, axis=1, ddof=1)
+    with np.errstate(divide='ignore', invalid='ignore'):
+      p_N = 2 * t.sf(np.abs(mean_N) / (sd_N / np.sqrt(n_N)), n_N - 1)
+    p_N = np.where(sd_N == 0, np.where(mean_N == 0, 1.0, 0.0), p_N)
+    found |= {(i, i + 1 + int(j)): float(p) for j, p in zip(tested, p_N, strict=True)}
+  return found
 
 
 def outliers(losses: Mapping[str, Mapping[int, float]], far: float) -> dict[tuple[str, int], float]:

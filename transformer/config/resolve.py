@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -324,10 +325,16 @@ def hyper(config: Config) -> dict[str, float]:
   return {n: float(v) for n, v in traced.items() if not n.startswith(apart)}
 
 
+@functools.cache
+def _defaults() -> dict[str, Any]:
+  # As before there was auto: what it comes to counts as any value, and old hashes stay.
+  before = Config().replace(**{'model.dtype': 'float32'})
+  return sort_settings(before, ('static', 'traced'))
+
+
 def result_settings(config: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
   """The settings of a resolved config that change its result and differ from their default."""
-  default = sort_settings(Config(), ('static', 'traced'))
-  default['model.dtype'] = 'float32'  # as before there was auto
+  default = dict(_defaults())
   for slot in spec.slots():  # of any variant, so that a new argument of it changes no hash either
     variant = spec.parse(slot, config.get(slot))
     default |= {f'{slot}.{f.name}': f.default for f in dataclasses.fields(variant)}

@@ -10,7 +10,7 @@ _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{.*?op_name
 
 
 def costs(compiled: jax.stages.Compiled) -> dict[str, float]:
-  """GFLOPs and gigabytes moved, as XLA counts them.
+  """GFLOPs and gigabytes moved by one device, as XLA counts them.
 
   A loop's body counts once, however often it runs, and a library's kernel as XLA knows it: with
   scanned layers, or micro-batches, the true number is a multiple.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
-from transformer import memory, tensors, train
+import jax
+
+from transformer import memory, programs, tensors, train
 from transformer.config import Config
 from transformer.measure import compiled as of
 from transformer.measure.measures import Asked, Measure
@@ -16,15 +18,16 @@ def measure(asked: Asked) -> Measure:
 
 
 def step(config: Config) -> dict:
-  """The step's memory in MiB on one device; no array of the state is made.
+  """The step's memory in MiB, of an accelerator or of all devices of a CPU; no array is made.
 
   step_peak_mb: arguments (state and batch), outputs that do not take their place, scratch and code.
   estimate_mb: the state and the activations that `describe` tells by formula, over all devices.
   """
-  lowered = train.Program(config).lowered(config)
   start = time.perf_counter()
-  found = of.memory(lowered.compile())
-  parts = {name: size / 2**20 for name, size in found.items()}
+  program = train.Program(config)
+  found = of.memory(program.lowered(config).compile())
+  times = len(program.executor.devices) if jax.default_backend() == 'cpu' else 1
+  parts = {name: times * size / 2**20 for name, size in found.items()}
   estimate = sum(memory.state(config).values()) + tensors.kept_bytes(config)
   return {
     'compile_s': time.perf_counter() - start,
@@ -32,3 +35,9 @@ def step(config: Config) -> dict:
     'step_memory_mb': parts,
     'estimate_mb': estimate / 2**20,
   }
+
+
+def compiled(config: Config) -> jax.stages.Compiled:
+  """The training step of a resolved config; no array of the state is made."""
+  programs.keep(config.data.cache)
+  return train.Program(config).lowered(config).compile()

@@ -38,7 +38,7 @@ def of_peak(facts: dict, ceilings: dict, config: Config) -> dict:
   return {
     'mfu': facts['gflops_per_s'] / (peak * chips),
     'peak_gflops_per_s': peak,
-    'memory_share': traffic / ceilings['memory_gb_per_s'],
+    'memory_share': traffic / (ceilings['memory_gb_per_s'] * chips),
   }
 
 

@@ -50,14 +50,16 @@ def measure(asked: Asked) -> Measure:
       'gflops_per_s': flops * tokens / step_s / 1e9,
     }
 
-  chips = 1 if jax.default_backend() == 'cpu' else len(program.executor.devices)
+  devices = len(program.executor.devices)
+  chips = 1 if jax.default_backend() == 'cpu' else devices  # those of a CPU are its cores
   facts = {
     'compile_s': compile_s,
     'trace_s': trace_s,
     'flops_per_token': flops,
     'chips': chips,
-    **of.costs(compiled),
-    'step_memory_mb': {k: round(v / 2**20, 2) for k, v in of.memory(compiled).items()},
+    'devices': devices,
+    **{name: devices * cost for name, cost in of.costs(compiled).items()},
+    'step_memory_mb': {k: devices / chips * v / 2**20 for k, v in of.memory(compiled).items()},
   }
   if shapes := moe.grouped_shapes(config, program.executor.shares):
     from transformer.ops import grouped

@@ -17,12 +17,22 @@ def mesh_axes() -> dict[str, int]:
   return {name: mesh.shape[name] for name in mesh.axis_names if name in axes.MESH_AXES}
 
 
+_plain = False
+
+
 def alone() -> bool:
   """Whether arrays are whole on their device: no mesh of several, or a share under pmap.
 
-  On a mesh the compiler lays out plain operations better than blocks of our own.
+  On a mesh the compiler lays out plain operations better than blocks of our own. False after
+  `keep_plain`, too.
   """
-  return math.prod(mesh_axes().values()) == 1
+  return not _plain and math.prod(mesh_axes().values()) == 1
+
+
+def keep_plain() -> None:
+  """From now on this process takes references alone: what replaces them does not run here."""
+  global _plain
+  _plain = True
 
 
 def lone_cpu() -> bool:

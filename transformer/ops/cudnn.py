@@ -12,9 +12,8 @@ from transformer.ops.settle import difference
 
 
 class Shape(NamedTuple):
-  """Of queries (B, T, N, H) and of keys and values (B, S, K, H), in a type."""
+  """Of queries (·, T, N, H) and of keys and values (·, S, K, H), in a type."""
 
-  B: int
   T: int
   N: int
   H: int
@@ -47,21 +46,25 @@ def is_right(query_BTNH: jax.Array, key_BSKH: jax.Array) -> bool:
   return _RIGHT.get(_shape(query_BTNH, key_BSKH), False)
 
 
-def settle(shape: Shape) -> None:
+def settle(shape: Shape) -> str:
   """Tries `attention` at a shape, in value and gradient, on a GPU; elsewhere it is not used.
 
-  Says in a line why, where it is not.
+  Says in a line why, where it is not. Returns the name of what is.
   """
-  if shape in _RIGHT or jax.default_backend() != 'gpu':
-    return
+  if jax.default_backend() == 'gpu' and shape not in _RIGHT:
+    _RIGHT[shape] = _tried(shape)
+  return 'cudnn' if _RIGHT.get(shape) else 'reference'
+
+
+def _tried(shape: Shape) -> bool:
   from transformer.ops.attention import reference
 
   keys = jax.random.split(jax.random.key(0), 4)
-  queries, stored = (shape.B, shape.T, shape.N, shape.H), (shape.B, shape.S, shape.K, shape.H)
+  queries, stored = (2, shape.T, shape.N, shape.H), (2, shape.S, shape.K, shape.H)
   sizes = queries, stored, stored, queries
   *inputs, g = (jax.random.normal(k, s, shape.dtype) for k, s in zip(keys, sizes, strict=True))
   mask_BTS = jnp.arange(shape.T)[:, None] >= jnp.arange(shape.S)
-  mask_BTS = jnp.broadcast_to(mask_BTS, (shape.B, shape.T, shape.S))
+  mask_BTS = jnp.broadcast_to(mask_BTS, (2, shape.T, shape.S))
 
   def by(function: object) -> tuple[jax.Array, ...]:
     out, back = jax.vjp(lambda *x: function(*x, mask_BTS, shape.H**-0.5), *inputs)
@@ -69,11 +72,10 @@ def settle(shape: Shape) -> None:
 
   names = ('value', 'gradient by queries', 'gradient by keys', 'gradient by values')
   reason = difference(lambda: by(attention), lambda: by(reference), names, shape.dtype)
-  _RIGHT[shape] = not reason
   if reason:
     print(f'attention by cuDNN: not used: {reason}', file=sys.stderr)
+  return not reason
 
 
 def _shape(query_BTNH: jax.Array, key_BSKH: jax.Array) -> Shape:
-  B, T, N, H = query_BTNH.shape
-  return Shape(B, T, N, H, *key_BSKH.shape[1:3], str(query_BTNH.dtype))
+  return Shape(*query_BTNH.shape[1:], *key_BSKH.shape[1:3], str(query_BTNH.dtype))

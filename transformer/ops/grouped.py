@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from transformer.ops.product import Product, product
+from transformer.ops.backend import lone_cpu
+from transformer.ops.product import Product, across, product
 from transformer.ops.settle import difference
 
 _MOST = 128  # rows of a block
@@ -75,11 +76,13 @@ def _backward(block: int, product: Product, kept: tuple, g_MF: jax.Array) -> tup
   x_MD, w_EDF, groups = kept
   dx_MD = _by_block('mf,df->md', g_MF, w_EDF, groups, block, product)
 
+  add_up = across if lone_cpu() else functools.partial(product, 'md,mf->df', out='float32')
+
   def of_expert(_: None, own: Groups) -> tuple[None, jax.Array]:
     def add(i: jax.Array, sum_DF: jax.Array) -> jax.Array:
       at = own.begin_E + i * block
       some = (lax.dynamic_slice_in_dim(z, at, block) for z in (x_MD, g_MF))
-      return sum_DF + product('md,mf->df', *some, out='float32')
+      return sum_DF + add_up(*some)
 
     return None, lax.fori_loop(0, own.blocks_E, add, jnp.zeros(w_EDF.shape[1:], jnp.float32))
 

@@ -33,12 +33,12 @@ def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> ja
   sizes = dict(zip(spec.partition(',')[0], x.shape, strict=True))
   into = spec.partition(',')[2].partition('->')[0]
   sizes |= zip(into, w.shape, strict=True)
-  x_MK = x.reshape(-1, prod(sizes[c] for c in form.contracted))
-  if form.weight_last:
-    y_MN = linear(x_MK, w.reshape(-1, x_MK.shape[1]), out_type, True)
-  else:
-    y_MN = linear(x_MK, w.reshape(x_MK.shape[1], -1), out_type, False)
-  return y_MN.reshape(*(sizes[c] for c in form.out))
+  K = prod(sizes[c] for c in form.contracted)
+  each = x.shape[: form.each]
+  x, w = x.reshape(*each, -1, K), w.reshape(*each, *((-1, K) if form.weight_last else (K, -1)))
+  function = functools.partial(_linear, out_type=out_type, weight_last=form.weight_last)
+  y = (jax.vmap(function) if each else function)(x, w)
+  return y.reshape(*(sizes[c] for c in form.out))
 
 
 def reference(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> jax.Array:
@@ -56,11 +56,16 @@ def by_weight(spec: str, x: jax.Array, w: jax.Array, out: str = 'float32') -> ja
 
 
 class Form(NamedTuple):
-  """A linear map of rows, by letters. weight_last: the weight's last dimensions are summed over."""
+  """A linear map of rows, by letters.
+
+  weight_last: the weight's last dimensions are summed over. each: 1 where the first dimension of
+  both operands counts maps, as of experts.
+  """
 
   contracted: str
   out: str
   weight_last: bool
+  each: int
 
 
 @functools.cache
@@ -68,13 +73,19 @@ def _form(spec: str) -> Form | None:
   """How a product is a linear map of the rows of x; None if it is not one as the arrays lie."""
   inputs, _, out = spec.partition('->')
   x, _, w = inputs.partition(',')
+  whole, each = out, int(x[0] == w[0] == out[0])
+  x, w, out = x[each:], w[each:], out[each:]
   contracted = ''.join(c for c in x if c in w and c not in out)
   kept, new = x.removesuffix(contracted), ''.join(c for c in w if c not in contracted)
   if not contracted or not kept or kept + contracted != x or kept + new != out:
     return None
   if w == contracted + new:
-    return Form(contracted, out, False)
-  return Form(contracted, out, True) if w == new + contracted else None
+    return Form(contracted, whole, False, each)
+  return Form(contracted, whole, True, each) if w == new + contracted else None
+
+
+def _linear(x_MK: jax.Array, w: jax.Array, out_type: jnp.dtype, weight_last: bool) -> jax.Array:
+  return linear(x_MK, w, out_type, weight_last)  # a custom_vjp takes these by place alone
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
