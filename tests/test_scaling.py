@@ -132,6 +132,9 @@ def test_activations_shrink_with_the_mesh() -> None:
   assert whole / 2 < scaling.activation_bytes(config, {'tensor': 2}) < whole
   cut = config.replace(**{'train.accumulate': 4})
   assert scaling.activation_bytes(cut, {}) == whole / 4
+  deep = config.replace(**{'model.num_layers': 20})
+  again = deep.replace(**{'model.remat': 'full'})
+  assert scaling.activation_bytes(again, {}) < 0.3 * scaling.activation_bytes(deep, {})
 
 
 def test_every_size_has_a_mesh_on_both_machines() -> None:

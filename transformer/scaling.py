@@ -111,7 +111,7 @@ def state_bytes(config: Config, mesh: dict[str, int]) -> float:
 def activation_bytes(config: Config, mesh: dict[str, int]) -> float:
   """Bytes of activations that a device keeps for the backward pass of a micro-batch.
 
-  With attention in blocks, which keeps no scores.
+  With attention in blocks, which keeps no scores. --model.remat=dots counts as none.
   """
 
   def share(tensor: tensors.Tensor) -> float:
@@ -119,8 +119,15 @@ def activation_bytes(config: Config, mesh: dict[str, int]) -> float:
     parts = axes.partition(letters, tensor.shape, mesh, parameter=False)
     return tensor.bytes / prod(mesh[a] for taken in parts for a in taken or ())
 
-  parts = tensors.forward(config)
-  return sum(p.times * share(t) for p in parts for t in p.tensors if t.kept and not _fused(t))
+  once, every = [], 0.0
+  for part in tensors.forward(config):
+    kept = sum(share(t) for t in part.tensors if t.kept and not _fused(t))
+    if config.model.remat == 'full' and 'layer' in part.name:
+      once.append(kept)  # made again, one branch at a time, from the stream that enters it
+      stream = next(t for t in part.tensors if t.name.endswith('_BTD'))
+      kept = share(stream)
+    every += part.times * kept
+  return every + max(once, default=0.0)
 
 
 def _fused(tensor: tensors.Tensor) -> bool:
@@ -188,10 +195,11 @@ def decoder(billions: int) -> Config:
 
 @dataclass(frozen=True)
 class Plan:
-  """A mesh, micro-batches, and what a step costs on it. compute, wire: seconds."""
+  """A mesh, what else is needed to fit, and what a step costs. compute, wire: seconds."""
 
   mesh: dict[str, int]
   accumulate: int
+  remat: str
   memory: float
   compute: float
   wire: float
@@ -199,12 +207,14 @@ class Plan:
   @property
   def mfu(self) -> float:
     """Share of peak where nothing of the communication hides behind products."""
-    return _REACHED * self.compute / (self.compute + self.wire)
+    useful = 0.75 if self.remat == 'full' else 1.0  # the forward pass again counts for nothing
+    return useful * _REACHED * self.compute / (self.compute + self.wire)
 
 
 def best(config: Config, machine: Machine, devices: int) -> Plan | None:
   """The plan of least time that fits; None if none does."""
-  found = (_plan(config, machine, mesh) for mesh in _meshes(config, devices))
+  ways = itertools.product(_meshes(config, devices), ('none', 'full'))
+  found = (_plan(config, machine, mesh, remat) for mesh, remat in ways)
   return min(filter(None, found), key=lambda plan: plan.compute + plan.wire, default=None)
 
 
@@ -216,19 +226,20 @@ def _meshes(config: Config, devices: int) -> Iterator[dict[str, int]]:
       yield {'data': data, 'fsdp': fsdp, 'tensor': tensor}
 
 
-def _plan(config: Config, machine: Machine, mesh: dict[str, int]) -> Plan | None:
+def _plan(config: Config, machine: Machine, mesh: dict[str, int], remat: str) -> Plan | None:
   rows = config.data.batch_size // (mesh['data'] * mesh['fsdp'])
   held = state_bytes(config, mesh)
   for parts in (2**i for i in range(rows.bit_length())):
-    cut = config.replace(**{'train.accumulate': parts})
+    cut = config.replace(**{'train.accumulate': parts, 'model.remat': remat})
     total = held + 2 * activation_bytes(cut, mesh)  # JAX keeps up to twice the least
     if total <= _FULL * machine.memory:
       break
   else:
     return None
-  flops = count.flops_per_token(config) * _TOKENS / prod(mesh.values())
+  again = 4 / 3 if remat == 'full' else 1.0
+  flops = again * count.flops_per_token(config) * _TOKENS / prod(mesh.values())
   wire = sum(f.sent(mesh) / _rate(machine, mesh, f.axes) for f in flows(cut, mesh))
-  return Plan(mesh, parts, total, flops / (_REACHED * machine.flops), wire)
+  return Plan(mesh, parts, remat, total, flops / (_REACHED * machine.flops), wire)
 
 
 def _rate(machine: Machine, mesh: dict[str, int], over: tuple[str, ...]) -> float:
@@ -241,21 +252,21 @@ def _rate(machine: Machine, mesh: dict[str, int], over: tuple[str, ...]) -> floa
 def table() -> str:
   """The table of docs/scaling.md."""
   lines = [
-    '| parameters | machine | devices | mesh | micro-batches | GB a device | compute, s | '
+    '| parameters | machine | devices | mesh | micro-batches | remat | GB a device | compute, s | '
     'communication, s | MFU at least |',
-    '|---:|---|---:|---|---:|---:|---:|---:|---:|',
+    '|---:|---|---:|---|---:|---|---:|---:|---:|---:|',
   ]
   for (billions, shape), machine in itertools.product(SHAPES.items(), MACHINES):
     config = decoder(billions)
     plan = best(config, machine, shape[-1])
     told = f'| {count.params(config) / 1e9:.1f} B | {machine.name} | {shape[-1]} |'
     if plan is None:
-      lines.append(f'{told} none fits | | | | | |')
+      lines.append(f'{told} none fits | | | | | | |')
       continue
     mesh = ','.join(f'{name}:{n}' for name, n in plan.mesh.items() if n > 1)
     lines.append(
-      f'{told} `{mesh}` | {plan.accumulate} | {plan.memory / 1e9:.0f} | {plan.compute:.2f} | '
-      f'{plan.wire:.2f} | {plan.mfu:.0%} |'
+      f'{told} `{mesh}` | {plan.accumulate} | {plan.remat} | {plan.memory / 1e9:.0f} | '
+      f'{plan.compute:.2f} | {plan.wire:.2f} | {plan.mfu:.0%} |'
     )
   return '\n'.join(lines)
 

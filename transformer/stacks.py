@@ -103,17 +103,19 @@ class Stacks(nn.Module):
     # √d_model (Vaswani et al. 2017, §3.4): the table is scaled for logits, the stream wants 1.
     scale = m.d_model**0.5 if m.embedding_scale == 'sqrt_d_model' else 1.0
     # Cast after the look-up, so that backward adds up a frequent token's gradient in float32.
-    x_BTD = cast(table_VD[jnp.maximum(tokens_BT, 0)] * scale, m.dtype)
+    # Of whole rows: where each device has some columns of each, XLA would look up the tokens of all
+    # devices there, and bring the parts together all-to-all.
+    x_BTD = cast(shard(table_VD, 'VD')[jnp.maximum(tokens_BT, 0)] * scale, m.dtype)
     kind = spec.parse('model.positions', m.positions).variant
     if kind == 'sinusoidal':
       x_BTD += sinusoid(positions_BT, m.d_model).astype(m.dtype)
     if kind == 'learned':  # drawn as tokens are, so scaled as they are
       table_TD = Leaves(self.config, name=f'{side}positions')()['table']
-      x_BTD += (table_TD[positions_BT] * scale).astype(m.dtype)
+      x_BTD += (shard(table_TD, 'TD')[positions_BT] * scale).astype(m.dtype)
     if m.token_types:
       table_AD = Leaves(self.config, name='types')()['table']
       types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
-      x_BTD += (table_AD[types_BT] * scale).astype(m.dtype)
+      x_BTD += (shard(table_AD, 'AD')[types_BT] * scale).astype(m.dtype)
     if m.embedding_norm:
       x_BTD = Norm(m.norm, name=f'{side}embed_norm')(x_BTD)
     x_BTD = shard(dropout(x_BTD, noise_B, m.dropout, site=0), 'BTD')
