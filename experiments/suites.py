@@ -197,5 +197,6 @@ def _lines(found: Iterable[dict]) -> Iterable[str]:
 
 
 def _other(facts: dict) -> str:
-  flags = facts.get('against_flags') or facts.get('against_command')
+  flags = facts.get('against_flags') or facts.get('against_command', '')
+  flags = flags.replace(sys.executable, 'python')  # wherever this one lies
   return f', beside `{flags}`' if flags else ''

@@ -115,11 +115,8 @@ def cell(value: Any) -> str:
   if isinstance(value, dict):
     return ', '.join(f'{k} {cell(v)}' for k, v in value.items())
   if isinstance(value, (list, tuple)):
-    return (
-      ' × '.join(map(cell, value))
-      if all(isinstance(v, int) for v in value)
-      else ' to '.join(map(cell, value))
-    )
+    sizes = all(isinstance(v, int) for v in value)
+    return (' × ' if sizes else ' to ' if len(value) == 2 else ', ').join(map(cell, value))
   return str(value)
 
 
