@@ -7,7 +7,7 @@
     --moe.experts=8 --against='--moe.experts=0 --moe.dispatch=auto --ffn.d_ff=1024'
   python -m experiments.benchmark --preset=bench --against_command='python their_benchmark.py'
   python -m experiments.benchmark --preset=pilot --profile=trace
-  python -m experiments.benchmark --suite=cpu --write=docs/results/performance.md
+  python -m experiments.benchmark --suite=cpu --seconds=5 --write=docs/results/performance.md
 
 Each --what runs in a process of its own, in the environment that a launch gives its workers, on
 synthetic data, and needs jax, flax, optax and absl-py alone (data and loop apart):
@@ -18,6 +18,9 @@ synthetic data, and needs jax, flax, optax and absl-py alone (data and loop apar
   memory    the step's, as compiled
 
 The machine's ceilings are measured first: matrix products by type and shape, memory bandwidth.
+--suite measures what docs/results tells of a kind of machine (gpu: within 8 minutes at --seconds=5
+--rounds=1; cpu: half an hour), and --write has its page, complete after each row.
+
 mfu is the share of the fastest product in the run's type that the model's own FLOPs reach (no
 credit for recomputation). step_ms is the median of chunks of steps; quartiles stand beside it.
 
@@ -32,12 +35,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launch import machine
 from transformer import flags, hardware
-from transformer.config import Config, resolve
+from transformer.config import SETTINGS, Config, resolve
 from transformer.errors import UserError
 from transformer.measure import shares, sides, table
 from transformer.measure.measures import WHATS, Asked
@@ -57,6 +63,10 @@ ONE_CORE = flags.script_flag(
   'bool', 'one_core', False, 'on one core and thread, as one of several workers on CPU'
 )
 PROFILE = flags.script_flag('str', 'profile', '', 'folder for a trace of a few steps')
+SUITE = flags.script_flag(
+  'str', 'suite', '', 'all that is measured on a kind of machine: cpu | gpu'
+)
+WRITE = flags.script_flag('str', 'write', '', '--suite: a page of Markdown')
 _CEILING_SECONDS = 0.3  # for each product
 _TRACED = ('train', 'evaluate', 'loop', 'decode')
 _OF_PEAK = ('train', 'evaluate', 'loop')  # whose FLOPs are known
@@ -64,20 +74,22 @@ _TEXT = ('data', 'start')  # what may run on text
 
 
 def main() -> int:
+  if SUITE.value:
+    return run_suite()
   asked, whats = flags.config(), [what.strip() for what in WHAT.value.split(',')]
   _check(asked, whats)
   ours = resolve(asked)
   theirs = resolve(flags.varied(AGAINST.value, 'against')) if AGAINST.value else None
-  if ONE_CORE.value and hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, machine.schedulable_cores()[:1])  # of all that is started here
   ceilings = {}
   if any(what in _OF_PEAK for what in whats):
-    ceilings = measured_ceilings([c for c in (ours, theirs) if c])
+    with _cores(ONE_CORE.value):
+      ceilings = measured_ceilings([c for c in (ours, theirs) if c], ONE_CORE.value)
     if not JSON.value:
       table.show_ceilings(ceilings)
   for what in whats:
     other = theirs and _asked(what, theirs)
-    facts = measured(_asked(what, ours), other, ceilings, COMMAND.value)
+    with _cores(ONE_CORE.value):
+      facts = measured(_asked(what, ours), other, ceilings, COMMAND.value, ONE_CORE.value)
     facts |= {'against_flags': AGAINST.value} if theirs else {}
     facts |= {'against_command': COMMAND.value} if COMMAND.value else {}
     if JSON.value:
@@ -117,19 +129,68 @@ def _asked(what: str, config: Config) -> Asked:
   )
 
 
-def measured_ceilings(configs: Sequence[Config]) -> dict:
+def run_suite() -> int:
+  """Measures all rows of --suite and writes their page, or prints them."""
+  from experiments import suites
+
+  if SUITE.value not in suites.SUITES:
+    raise UserError(f'--suite={SUITE.value}: choose from {", ".join(suites.SUITES)}')
+  configs = [c for row in suites.SUITES[SUITE.value][:1] for c in row.configs() if c]
+  by_cores = {False: measured_ceilings(configs)}
+
+  def measure(row: suites.Row) -> dict:
+    ours, theirs = row.configs()
+    facts = {name: ours.get(name) for name in SETTINGS} | {'seconds': SECONDS.value}
+    command = re.sub(r'{([\w.]+)}', lambda m: str(facts[m[1]]), row.command)
+    with _cores(row.one_core):
+      if row.one_core not in by_cores:
+        by_cores[row.one_core] = measured_ceilings(configs, row.one_core)
+      asked, other = _asked(row.what, ours), theirs and _asked(row.what, theirs)
+      told = measured(asked, other, by_cores[row.one_core], command, row.one_core)
+    told |= {'against_command': command} if command else {}
+    if row.against:
+      told['against_flags'] = ' '.join(f'--{k}={v}' for k, v in row.against.items())
+    return told
+
+  path = Path(WRITE.value) if WRITE.value else None
+  command = f'python -m experiments.benchmark {shlex.join(sys.argv[1:])}'
+  found = suites.run(SUITE.value, measure, by_cores[False], path, command)
+  if JSON.value:
+    print('\n'.join(map(json.dumps, found)))
+  elif not path:
+    print(suites.page(SUITE.value, found, by_cores[False], command))
+  return 1 if any('failed' in facts for facts in found) else 0
+
+
+@contextlib.contextmanager
+def _cores(one: bool) -> Iterator[None]:
+  """Has what is started within run on one core, if asked."""
+  if not one or not hasattr(os, 'sched_setaffinity'):
+    yield
+    return
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, machine.schedulable_cores()[:1])
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
+
+
+def measured_ceilings(configs: Sequence[Config], one_core: bool = False) -> dict:
   """What the machine can do, at large products and at those of these configs."""
   told = {'what': 'ceilings', 'shapes': shares.shapes(configs)}
   told['seconds'] = min(SECONDS.value, _CEILING_SECONDS)
-  with sides.Ours(told, _apart(machine.Seat(one_thread=ONE_CORE.value))) as side:
+  with sides.Ours(told, _apart(machine.Seat(one_thread=one_core))) as side:
     return side.answer()
 
 
-def measured(ours: Asked, theirs: Asked | None, ceilings: dict, command: str = '') -> dict:
+def measured(
+  ours: Asked, theirs: Asked | None, ceilings: dict, command: str, one_core: bool
+) -> dict:
   """The facts of one measurement, in turns with another side where there is one."""
   with contextlib.ExitStack() as stack:
-    other = sides.Foreign(command) if command else theirs and _side(stack, theirs)
-    facts = sides.in_turns(_side(stack, ours), other, ROUNDS.value)
+    other = sides.Foreign(command) if command else theirs and _side(stack, theirs, one_core)
+    facts = sides.in_turns(_side(stack, ours, one_core), other, ROUNDS.value)
   facts |= shares.described(ours.config) | shares.of_peak(facts, ceilings, ours.config)
   if theirs:
     own = facts['against']
@@ -137,9 +198,9 @@ def measured(ours: Asked, theirs: Asked | None, ceilings: dict, command: str = '
   return facts | ({'ceilings': ceilings} if 'mfu' in facts else {})
 
 
-def _side(stack: contextlib.ExitStack, asked: Asked) -> sides.Ours:
+def _side(stack: contextlib.ExitStack, asked: Asked, one_core: bool) -> sides.Ours:
   """A process where a launch would put it: with one core, or the machine, to itself."""
-  if ONE_CORE.value:
+  if one_core:
     seat = machine.Seat(one_thread=True)
   else:
     [seat] = machine.seats(1, 1, rows=machine.rows_of([asked.config]))

@@ -53,7 +53,7 @@ def show(facts: dict) -> None:
     table.add_column(escape(told), justify='right', overflow='fold')
   for name, words in TOLD.items():
     if name in facts:
-      cells = [_cell(side.get(name)) for side in ([facts, other] if other else [facts])]
+      cells = [cell(side.get(name)) for side in ([facts, other] if other else [facts])]
       table.add_row(words, *map(escape, cells))
   out.print(table)
   if other:
@@ -76,7 +76,7 @@ def show_ceilings(ceilings: dict) -> None:
   for shape in shapes:
     table.add_column(shape, justify='right')
   for kind, by_shape in kinds.items():
-    table.add_row(kind.replace('->', ' → '), *(_cell(by_shape.get(s)) for s in shapes))
+    table.add_row(kind.replace('->', ' → '), *(cell(by_shape.get(s)) for s in shapes))
   out = Console()
   out.print(table)
   out.print(f'memory: {ceilings["memory_gb_per_s"]:,.3g} GB/s')
@@ -100,11 +100,12 @@ def show_profile(out: Any, rows: Sequence[dict]) -> None:
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   """A table of Markdown, numbers to the right."""
   marks = ['---', *['---:'] * (len(headings) - 1)]
-  lines = [headings, marks, *([_cell(cell) for cell in row] for row in rows)]
+  lines = [headings, marks, *(list(map(cell, row)) for row in rows)]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+  """A fact as it is read in a table."""
   if value is None:
     return ''
   if isinstance(value, float):
@@ -112,13 +113,10 @@ def _cell(value: Any) -> str:
   if isinstance(value, int) and not isinstance(value, bool):
     return f'{value:,}'
   if isinstance(value, dict):
-    return ', '.join(f'{k} {_cell(v)}' for k, v in value.items())
+    return ', '.join(f'{k} {cell(v)}' for k, v in value.items())
   if isinstance(value, (list, tuple)):
-    return (
-      ' × '.join(map(_cell, value))
-      if all(isinstance(v, int) for v in value)
-      else ' to '.join(map(_cell, value))
-    )
+    sizes = all(isinstance(v, int) for v in value)
+    return (' × ' if sizes else ' to ' if len(value) == 2 else ', ').join(map(cell, value))
   return str(value)
 
 
