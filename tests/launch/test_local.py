@@ -15,7 +15,7 @@ import pytest
 from launch_fakes import FAKE_WORKER, ROOT, executions, make_cells, result, until
 from rich.console import Console
 
-from launch import local, records
+from launch import engines, local, records
 from launch.cells import Claim, read_json, state, write_config, write_json
 from launch.lease import Leases
 from transformer.errors import UserError
