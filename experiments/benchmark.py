@@ -1,262 +1,217 @@
 """How fast are training and decoding here, and how near to what the machine can do?
 
   python -m experiments.benchmark --preset=bench
-  python -m experiments.benchmark --preset=bench --model.dtype=bfloat16 --json
+  python -m experiments.benchmark --preset=bench --what=train,evaluate,memory --json
   python -m experiments.benchmark --preset=bench --what=decode --data.seq_len=512
   python -m experiments.benchmark --preset=bench --ffn.activation=swiglu --ffn.d_ff=512 \
-    --moe.experts=8 --against='--moe.experts=0 --ffn.d_ff=1024'
-  python -m experiments.benchmark --preset=bench --what=decode --data.seq_len=512 --beams=4 \
-    --data.batch_size=4 --against_command='python their_benchmark.py'
+    --moe.experts=8 --against='--moe.experts=0 --moe.dispatch=auto --ffn.d_ff=1024'
+  python -m experiments.benchmark --preset=bench --against_command='python their_benchmark.py'
+  python -m experiments.benchmark --preset=pilot --profile=trace
+  python -m experiments.benchmark --suite=cpu --seconds=5 --write=docs/results/performance.md
 
-Runs on synthetic data and needs jax, flax, optax and absl-py alone. The ceiling is measured first:
-the fastest large matrix product in the run's type. mfu is the share of it that the model's own
-FLOPs reach (no credit for recomputation). step_ms is the median; its spread is printed beside it.
+Each --what runs in a process of its own, in the environment that a launch gives its workers, on
+synthetic data, and needs jax, flax, optax and absl-py alone (data and loop apart):
 
-Decoding continues random prompts by --new_tokens each, and never ends early; tokens_per_s counts
-the new tokens of --data.batch_size prompts. --against names flags to measure the same with, and
---against_command a program that measures the same elsewhere and prints JSON objects with
-tokens_per_s, a line each, the last of which counts: it and ours take turns --rounds times in one
-sitting, and ratio is the median of ours over theirs.
+  train     the training step           loop    the same within a whole run: the host's share
+  evaluate  the evaluation step         data    text to batches, from an empty cache
+  decode    continuing prompts          start   process start to first step, cold and warm
+  memory    the step's, as compiled
+
+The machine's ceilings are measured first: matrix products by type and shape, memory bandwidth.
+--suite measures what docs/results tells of a kind of machine (gpu: within 8 minutes at --seconds=5
+--rounds=1; cpu: half an hour), and --write has its page, complete after each row.
+
+mfu is the share of the fastest product in the run's type that the model's own FLOPs reach (no
+credit for recomputation). step_ms is the median of chunks of steps; quartiles stand beside it.
+
+--against names flags to measure the same with, and --against_command a program that measures the
+same elsewhere and prints JSON objects with tokens_per_s or step_ms, a line each, the last of which
+counts: it and ours take turns --rounds times in one sitting, and ratio is the median of ours over
+theirs, round by round.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
-import resource
-import statistics
-import subprocess
+import os
+import re
+import shlex
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from transformer import count, flags
-from transformer.config import Config, resolve
+from launch import machine
+from transformer import flags, hardware
+from transformer.config import SETTINGS, Config, resolve
 from transformer.errors import UserError
-
-Turn = Callable[[], dict]  # measures once more, what was prepared before
+from transformer.measure import shares, sides, table
+from transformer.measure.measures import WHATS, Asked
 
 flags.define(**{'data.source': 'synthetic', 'model.unroll': True})
 JSON = flags.script_flag('bool', 'json', False, 'print one JSON object a line')
 SECONDS = flags.script_flag('float', 'seconds', 10.0, 'time to measure for, after warm-up')
-WHAT = flags.script_flag('str', 'what', 'train', 'train | decode')
+WHAT = flags.script_flag('str', 'what', 'train', f'of {", ".join(WHATS)}; several by commas')
 PROMPT = flags.script_flag('int', 'prompt_tokens', 32, 'decode: tokens a prompt')
 NEW = flags.script_flag('int', 'new_tokens', 256, 'decode: tokens it is continued by')
 BEAMS = flags.script_flag('int', 'beams', 0, 'decode: width of a beam search; 0: greedy')
+CORPUS = flags.script_flag('float', 'corpus_mb', 20.0, 'data: megabytes of generated text')
 AGAINST = flags.script_flag('str', 'against', '', 'other flags to take turns with')
 COMMAND = flags.script_flag('str', 'against_command', '', 'a program to take turns with')
 ROUNDS = flags.script_flag('int', 'rounds', 3, 'turns with --against or --against_command')
+ONE_CORE = flags.script_flag(
+  'bool', 'one_core', False, 'on one core and thread, as one of several workers on CPU'
+)
+PROFILE = flags.script_flag('str', 'profile', '', 'folder for a trace of a few steps')
+SUITE = flags.script_flag(
+  'str', 'suite', '', 'all that is measured on a kind of machine: cpu | gpu'
+)
+WRITE = flags.script_flag('str', 'write', '', '--suite: a page of Markdown')
+_CEILING_SECONDS = 0.3  # for each product
+_TRACED = ('train', 'evaluate', 'loop', 'decode')
+_OF_PEAK = ('train', 'evaluate', 'loop')  # whose FLOPs are known
+_TEXT = ('data', 'start')  # what may run on text
 
 
 def main() -> int:
-  asked = flags.config()
-  if asked.data.source != 'synthetic' and not asked.data.source.startswith('synthetic('):
-    raise UserError(f'--data.source={asked.data.source}: benchmarks run on synthetic data')
-  measures = {'train': training, 'decode': decoding}
-  if WHAT.value not in measures:
-    raise UserError(f'--what={WHAT.value}: choose from {", ".join(measures)}')
+  if SUITE.value:
+    return run_suite()
+  asked, whats = flags.config(), [what.strip() for what in WHAT.value.split(',')]
+  _check(asked, whats)
+  ours = resolve(asked)
+  theirs = resolve(flags.varied(AGAINST.value, 'against')) if AGAINST.value else None
+  ceilings = {}
+  if any(what in _OF_PEAK for what in whats):
+    with _cores(ONE_CORE.value):
+      ceilings = measured_ceilings([c for c in (ours, theirs) if c], ONE_CORE.value)
+    if not JSON.value:
+      table.show_ceilings(ceilings)
+  for what in whats:
+    other = theirs and _asked(what, theirs)
+    with _cores(ONE_CORE.value):
+      facts = measured(_asked(what, ours), other, ceilings, COMMAND.value, ONE_CORE.value)
+    facts |= {'against_flags': AGAINST.value} if theirs else {}
+    facts |= {'against_command': COMMAND.value} if COMMAND.value else {}
+    if JSON.value:
+      print(json.dumps(facts), flush=True)
+    else:
+      table.show(facts)
+  return 0
+
+
+def _check(asked: Config, whats: Sequence[str]) -> None:
+  """Raises UserError for flags that do not go together."""
+  for what in whats:
+    if what not in WHATS:
+      raise UserError(f'--what={what}: choose from {", ".join(WHATS)}')
+    synthetic = asked.data.source.partition('(')[0] == 'synthetic'
+    if not synthetic and what not in _TEXT:
+      raise UserError(f'--data.source={asked.data.source}: benchmarks run on synthetic data')
+    if PROFILE.value and what not in _TRACED:
+      raise UserError(f'--profile={PROFILE.value}: --what={what} has no steps to trace')
   if AGAINST.value and COMMAND.value:
     raise UserError('--against: --against_command is given as well; leave one of them out')
   for flag, least in ((PROMPT, 1), (NEW, 1), (BEAMS, 0), (ROUNDS, 1)):
     if flag.value < least:
       raise UserError(f'--{flag.name}={flag.value}: below the least allowed, {least}')
-  ours, theirs = measures[WHAT.value](resolve(asked)), None
-  if AGAINST.value:
-    theirs = measures[WHAT.value](resolve(flags.varied(AGAINST.value, 'against')))
-  if COMMAND.value:
-    theirs = functools.partial(foreign, COMMAND.value)
-  facts = in_turns(ours, theirs)
+
+
+def _asked(what: str, config: Config) -> Asked:
+  return Asked(
+    what,
+    config,
+    seconds=SECONDS.value,
+    prompt_tokens=PROMPT.value,
+    new_tokens=NEW.value,
+    beams=BEAMS.value,
+    corpus_mb=CORPUS.value,
+    profile=PROFILE.value and str(Path(PROFILE.value).absolute()),
+  )
+
+
+def run_suite() -> int:
+  """Measures all rows of --suite and writes their page, or prints them."""
+  from experiments import suites
+
+  if SUITE.value not in suites.SUITES:
+    raise UserError(f'--suite={SUITE.value}: choose from {", ".join(suites.SUITES)}')
+  configs = [c for row in suites.SUITES[SUITE.value][:1] for c in row.configs() if c]
+  by_cores = {False: measured_ceilings(configs)}
+
+  def measure(row: suites.Row) -> dict:
+    ours, theirs = row.configs()
+    facts = {name: ours.get(name) for name in SETTINGS} | {'seconds': SECONDS.value}
+    command = re.sub(r'{([\w.]+)}', lambda m: str(facts[m[1]]), row.command)
+    with _cores(row.one_core):
+      if row.one_core not in by_cores:
+        by_cores[row.one_core] = measured_ceilings(configs, row.one_core)
+      asked, other = _asked(row.what, ours), theirs and _asked(row.what, theirs)
+      told = measured(asked, other, by_cores[row.one_core], command, row.one_core)
+    told |= {'against_command': command} if command else {}
+    if row.against:
+      told['against_flags'] = ' '.join(f'--{k}={v}' for k, v in row.against.items())
+    return told
+
+  path = Path(WRITE.value) if WRITE.value else None
+  command = f'python -m experiments.benchmark {shlex.join(sys.argv[1:])}'
+  found = suites.run(SUITE.value, measure, by_cores[False], path, command)
   if JSON.value:
-    print(json.dumps(facts))
-    return 0
-  for name, value in facts.items():
-    shown = f'{value:,.4g}' if isinstance(value, float) else value
-    print(f'{name:>16}  {shown}')
-  return 0
+    print('\n'.join(map(json.dumps, found)))
+  elif not path:
+    print(suites.page(SUITE.value, found, by_cores[False], command))
+  return 1 if any('failed' in facts for facts in found) else 0
 
 
-def in_turns(ours: Turn, theirs: Turn | None) -> dict:
-  """What `ours` measures; with `theirs` beside it, what they do and the ratio of the two."""
-  if theirs is None:
-    return ours()
-  rounds = [(ours(), theirs()) for _ in range(ROUNDS.value)]
-  rates = [(mine['tokens_per_s'], theirs['tokens_per_s']) for mine, theirs in rounds]
-  ratios = [mine / theirs for mine, theirs in rates]
-  middle = sorted(range(len(ratios)), key=ratios.__getitem__)[len(ratios) // 2]
-  mine, theirs = rounds[middle]
-  told = {'ratio': statistics.median(ratios), 'ratio_by_round': [round(r, 3) for r in ratios]}
-  what = {'against_command': COMMAND.value} if COMMAND.value else {'against_flags': AGAINST.value}
-  return mine | told | {'against': theirs} | what
+@contextlib.contextmanager
+def _cores(one: bool) -> Iterator[None]:
+  """Has what is started within run on one core, if asked."""
+  if not one or not hasattr(os, 'sched_setaffinity'):
+    yield
+    return
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, machine.schedulable_cores()[:1])
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
 
 
-def foreign(command: str) -> dict:
-  """The last JSON object with tokens_per_s that a command prints. Raises UserError without one."""
-  done = subprocess.run(command, shell=True, capture_output=True, text=True)
-  for line in reversed(done.stdout.splitlines()):
-    try:
-      if float(json.loads(line)['tokens_per_s']) > 0:
-        return json.loads(line)
-    except (ValueError, TypeError, KeyError):
-      continue
-  said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ['nothing']
-  raise UserError(
-    f'--against_command={command}: status {done.returncode}, and no line of JSON with a '
-    f'tokens_per_s above 0; it said: {said[0][:200]}'
-  )
+def measured_ceilings(configs: Sequence[Config], one_core: bool = False) -> dict:
+  """What the machine can do, at large products and at those of these configs."""
+  told = {'what': 'ceilings', 'shapes': shares.shapes(configs)}
+  told['seconds'] = min(SECONDS.value, _CEILING_SECONDS)
+  with sides.Ours(told, _apart(machine.Seat(one_thread=one_core))) as side:
+    return side.answer()
 
 
-def decoding(config: Config) -> Turn:
-  """Times the continuation of random prompts by a fresh model of a resolved config."""
-  import jax
-  import numpy as np
-
-  from transformer import decode, params
-
-  rows, new = config.data.batch_size, NEW.value
-  weights = params.variables(config, jax.random.key(0))
-  rng, shape = np.random.default_rng(0), (rows, PROMPT.value)
-  prompts = list(rng.integers(1, config.model.vocab_size, shape).astype(np.int32))
-
-  def go() -> float:
-    start = time.perf_counter()
-    if BEAMS.value:
-      decode.beam_search(config, weights, prompts, new, BEAMS.value, end=None)
-    else:
-      decode.generate(config, weights, prompts, new, end=None)
-    return time.perf_counter() - start
-
-  first = go()
-
-  def turn() -> dict:
-    times = [go()]
-    while len(times) < 3 or sum(times) < SECONDS.value:
-      times.append(go())
-    middle = statistics.median(times)
-    return {
-      'what': 'decode',
-      'tokens_per_s': rows * new / middle,
-      'step_ms': 1e3 * middle / new,
-      'step_ms_range': [round(1e3 * t / new, 3) for t in (min(times), max(times))],
-      'times': len(times),
-      'compile_s': first - middle,
-      'beams': BEAMS.value,
-      'prompt_tokens': PROMPT.value,
-      'new_tokens': new,
-      'params': count.params(config),
-      'kept_bytes_per_token': _kept_bytes(config),
-      **_setting(config),
-    }
-
-  return turn
+def measured(
+  ours: Asked, theirs: Asked | None, ceilings: dict, command: str, one_core: bool
+) -> dict:
+  """The facts of one measurement, in turns with another side where there is one."""
+  with contextlib.ExitStack() as stack:
+    other = sides.Foreign(command) if command else theirs and _side(stack, theirs, one_core)
+    facts = sides.in_turns(_side(stack, ours, one_core), other, ROUNDS.value)
+  facts |= shares.described(ours.config) | shares.of_peak(facts, ceilings, ours.config)
+  if theirs:
+    own = facts['against']
+    own |= shares.described(theirs.config) | shares.of_peak(own, ceilings, theirs.config)
+  return facts | ({'ceilings': ceilings} if 'mfu' in facts else {})
 
 
-def _kept_bytes(config: Config) -> int:
-  """Keys and values of one token, float32, over all layers."""
-  n = count.sizes(config)
-  return 4 * n['L'] * n['K'] * (n['H'] + n['W'])
+def _side(stack: contextlib.ExitStack, asked: Asked, one_core: bool) -> sides.Ours:
+  """A process where a launch would put it: with one core, or the machine, to itself."""
+  if one_core:
+    seat = machine.Seat(one_thread=True)
+  else:
+    [seat] = machine.seats(1, 1, rows=machine.rows_of([asked.config]))
+  # Two processes do not share an accelerator: there each takes its turn and leaves.
+  keep = hardware.kind() is None
+  return stack.enter_context(sides.Ours(asked.to_json(), _apart(seat), keep))
 
 
-def training(config: Config) -> Turn:
-  """Compiles and times the training step of a resolved config."""
-  import jax
-
-  from transformer import data, train
-
-  peak = matmul_peak(config.model.dtype)
-  source = data.load(config)
-  start = time.perf_counter()
-  program = train.Program(config)
-  state = program.init(config)
-  batches = [source.train_batch(i) for i in range(8)]
-  state, _ = program.train_step(state, program.put(batches[0]))
-  jax.block_until_ready(state)
-  compile_s = time.perf_counter() - start
-  tokens = config.data.batch_size * config.data.seq_len
-  # Forced CPU devices share the cores whose peak was measured.
-  chips = 1 if jax.default_backend() == 'cpu' else len(program.executor.devices)
-
-  def turn() -> dict:
-    nonlocal state
-    times: list[float] = []
-    warm_up = 3
-    while len(times) < warm_up + 5 or sum(times[warm_up:]) < SECONDS.value:
-      start = time.perf_counter()
-      state, metrics = program.train_step(state, program.put(batches[len(times) % 8]))
-      jax.block_until_ready(metrics)
-      times.append(time.perf_counter() - start)
-    times = times[warm_up:]
-    step_s = statistics.median(times)
-    low, _, high = statistics.quantiles(times, n=4)
-    flops_per_s = count.flops_per_token(config) * tokens / step_s
-    return {
-      'what': 'train',
-      'tokens_per_s': tokens / step_s,
-      'step_ms': 1e3 * step_s,
-      'step_ms_quartiles': [round(1e3 * low, 3), round(1e3 * high, 3)],
-      'steps_timed': len(times),
-      'compile_s': compile_s,
-      'mfu': flops_per_s / (peak * chips),
-      'gflops_per_s': flops_per_s / 1e9,
-      'peak_gflops_per_s': peak / 1e9,
-      'params': count.params(config),
-      'active_params': count.active_params(config),
-      'flops_per_token': count.flops_per_token(config),
-      **_setting(config),
-    }
-
-  return turn
-
-
-def _setting(config: Config) -> dict:
-  """What was measured, on what, and the memory it took."""
-  import jax
-
-  from transformer import provenance
-
-  scale = 2**20 if sys.platform == 'darwin' else 2**10
-  return {
-    'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale,
-    'dtype': config.model.dtype,
-    'batch': [config.data.batch_size, config.data.seq_len],
-    'shape': _shape(config),
-    'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
-    'cpu': provenance.cpu_model(),
-    'cores': provenance.cores(),
-    'versions': {k: v for k, v in provenance.versions().items() if k in ('jax', 'flax', 'optax')},
-  }
-
-
-def _shape(config: Config) -> str:
-  m, moe = config.model, config.moe
-  experts = f'{moe.experts} experts by {moe.router}, {moe.dispatch}, ' if moe.experts else ''
-  return (
-    f'{m.num_layers} layers, d_model {m.d_model}, {experts}d_ff {config.ffn.d_ff}, '
-    f'{config.ffn.activation}, vocabulary {m.vocab_size}'
-  )
-
-
-def matmul_peak(dtype: str) -> float:
-  """FLOP/s of the fastest square matrix product `dtype` × `dtype` on one device, best of several.
-
-  Both a result in `dtype` and one in float32 are tried: a CPU may be slow at the first.
-  """
-  import jax
-  import jax.numpy as jnp
-
-  n = 1024 if jax.default_backend() == 'cpu' else 8192
-  a = jax.random.normal(jax.random.key(0), (n, n), jnp.float32).astype(dtype)
-  best = 0.0
-  for out in {dtype, 'float32'}:
-    product = jax.jit(lambda x, y, out=out: jnp.matmul(x, y, preferred_element_type=out))
-    try:
-      jax.block_until_ready(product(a, a))
-      for _ in range(10):
-        start = time.perf_counter()
-        jax.block_until_ready(product(a, a))
-        best = max(best, 2 * n**3 / (time.perf_counter() - start))
-    except jax.errors.JaxRuntimeError:  # a product that this backend does not have
-      continue
-  return best
+def _apart(seat: machine.Seat) -> dict[str, str]:
+  """The seat's environment, but for compiled programs that runs have kept: they are timed."""
+  return seat.environment() | {'JAX_ENABLE_COMPILATION_CACHE': '0'}
 
 
 if __name__ == '__main__':

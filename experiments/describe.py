@@ -5,7 +5,11 @@ python -m experiments.describe --preset=vaswani_base --model.v_head_dim=32
 python -m experiments.describe --model.d_model=512 --ffn.activation=swiglu --ffn.ratio=2.667
 python -m experiments.describe --ffn.ratios='ramp(2,6)' --model.num_kv_heads=2
 python -m experiments.describe --preset=bench --moe.experts=8 --ffn.ratio=2 --moe.layers='every(2)'
+python -m experiments.describe --preset=bench --compiled
 python -m experiments.describe --model.num_layers=2 --coordinates
+
+With --compiled it also compiles the training step for the devices at hand, without making an array,
+and tells its memory by the program's own account.
 
 With --coordinates it also trains the model for a few steps at an eighth to all of its d_model, as
 far as heads allow, and of its d_ff, under the standard rule and under muP, and draws how large
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 
 flags.define()
 JSON = flags.script_flag('bool', 'json', False, 'print one JSON object instead of tables')
+COMPILED = flags.script_flag(
+  'bool', 'compiled', False, "also compile the step: its memory by the program's own account"
+)
 COORDINATES = flags.script_flag(
   'bool', 'coordinates', False, 'also draw the coordinate check of muP: plots/coordinates.png'
 )
@@ -40,6 +47,8 @@ def main() -> int:
   asked = flags.config()
   lab.say_idle([asked])
   facts = describe(asked, resolve(asked))
+  if COMPILED.value:
+    facts['compiled'] = compiled(resolve(asked))
   if COORDINATES.value:
     facts['coordinates'] = check_coordinates(asked)
   if JSON.value:
@@ -47,6 +56,15 @@ def main() -> int:
   else:
     _print(facts)
   return 0
+
+
+def compiled(config: Config) -> dict:
+  """Bytes of the compiled step of a resolved config on one device: 'peak', and its 'parts'."""
+  from transformer.measure import compiled as of
+  from transformer.measure import footprint
+
+  parts = of.memory(footprint.compiled(config))
+  return {'peak': parts.pop('peak'), 'parts': parts}
 
 
 def check_coordinates(asked: Config) -> list[dict]:
@@ -150,6 +168,8 @@ def _print(facts: dict) -> None:
   _print_parts(out, 'Forward FLOPs per token', facts['forward_flops_per_token_by_part'])
   kept = {'activations for backward': facts['activation_bytes']}
   _print_parts(out, 'Memory in bytes', facts['state_bytes'] | kept)
+  if found := facts.get('compiled'):
+    _print_parts(out, 'Memory of the compiled step, a device, in bytes', found['parts'])
   if found := facts.get('coordinates'):
     _print_slopes(out, found)
   out.print(

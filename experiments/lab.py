@@ -143,6 +143,9 @@ def _say_origins(experiment: Experiment, workdir: Path) -> None:
 
 def say_idle(configs: Iterable[Config]) -> None:
   """A line for each flag that was given and changes nothing: what it acts on is in none of them."""
+  for path in engines.unread(FLAGS.on) if 'on' in FLAGS else ():
+    if FLAGS[path].present:
+      print(f'--{path}: changes nothing on {FLAGS.on}', file=sys.stderr)
   first, *others = (idle(config) for config in configs)
   for path, default in first.items():
     everywhere = all(path in other for other in others)

@@ -108,7 +108,7 @@ def _dense_mesh(mesh: str) -> str:
 
 
 def main() -> int:
-  asked = flags.config()
+  asked = flags.asked()
   if lab.FLAGS['moe.router'].present:
     raise UserError('--moe.router: is what this experiment varies; use --vary')
   if not asked.moe.experts:

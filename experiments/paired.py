@@ -51,7 +51,7 @@ def experiment(
   it is. absorb: what config_of lets give way for the budget. apart: values that are matched in
   something else, and so may be off it.
   """
-  asked = flags.config()
+  asked = flags.asked()
   for taken, instead in ((variable, '--vary'), ('seed', '--seeds')):
     if taken in FLAGS and FLAGS[taken].present:
       raise UserError(f'--{taken}: is varied by this experiment; use {instead}')

@@ -32,7 +32,7 @@ lab.define_flags(NAME, **PRESETS['pilot'], **{'train.eval_every': 100})
 
 
 def main() -> int:
-  config = resolve(flags.config())
+  config = resolve(flags.asked())
   variant = config.ffn.activation
   return run([Cell(f'{variant}-seed{config.seed}', variant, config)])
 
@@ -44,7 +44,7 @@ def run(cells: Sequence[Cell], by: str = '', search: Search | None = None) -> in
   """
   base = cells[0].config
   question = QUESTIONS[base.model.architecture]
-  return lab.run(Experiment(NAME, question, flags.config(), base, cells, by=by, search=search))
+  return lab.run(Experiment(NAME, question, flags.asked(), base, cells, by=by, search=search))
 
 
 if __name__ == '__main__':

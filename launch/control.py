@@ -18,14 +18,14 @@ _ALIVE = 5.0  # seconds between heartbeats while the run itself says nothing, as
 
 
 class Stopping:
-  """True once SIGTERM or SIGINT has come or the parent process is gone.
+  """True once SIGTERM, SIGINT or SIGUSR1 has come or the parent process is gone.
 
   Signals only ask: a step, a checkpoint or a write under way is finished first.
   """
 
   def __init__(self, parent: int):
     self._parent, self._asked = parent, False
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
       signal.signal(number, self._ask)
 
   def _ask(self, number: int, frame: object) -> None:

@@ -1,6 +1,7 @@
 """Where cells run: the name that --on takes -> the module that knows how.
 
-An engine of a cluster has these functions (launch/slurm.py, launch/kubernetes.py):
+An engine of a cluster has these functions (launch/slurm.py, launch/kubernetes.py), and READ, the
+settings of --launch.… that it reads beside those of workers:
   plan(job) -> str             the exact scripts or manifests, for --dry_run
   submit(job) -> dict          what was submitted, as plain JSON values
   states(record) -> dict       folder name of a cell -> 'waiting', 'running' or 'gone'
@@ -20,10 +21,12 @@ from launch import records
 from launch.cells import Cell, by_program, state, write_config
 from launch.files import locked
 from launch.job import Job
+from transformer.config import LaunchConfig
 from transformer.errors import UserError, nearest
 
 LOCAL = 'local'
 _MODULES = {'slurm': 'launch.slurm', 'kubernetes': 'launch.kubernetes'}
+_READ_HERE = ('workers', 'retries')  # of --launch.…, on this machine
 
 
 def engine(name: str) -> ModuleType:
@@ -31,6 +34,12 @@ def engine(name: str) -> ModuleType:
   if name not in _MODULES:
     raise UserError(f'--on={name}: no such engine{nearest(name, [LOCAL, *_MODULES])}')
   return importlib.import_module(_MODULES[name])
+
+
+def unread(name: str) -> list[str]:
+  """The flags --launch.… that change nothing on this engine."""
+  read = _READ_HERE if name == LOCAL else (*_READ_HERE, *engine(name).READ)
+  return [f'launch.{f.name}' for f in dataclasses.fields(LaunchConfig) if f.name not in read]
 
 
 def job(workdir: Path, cells: Sequence[Cell]) -> Job:

@@ -24,7 +24,7 @@ from launch.cells import Cell, Claim, by_program, read_json, state, write_config
 from launch.claims import CLAIM, DONE, FAILED, PRUNED, describe, failures, holder, is_foreign
 from launch.files import tail
 from launch.lease import HEARTBEAT, Leases, beats
-from launch.machine import seats
+from launch.machine import rows_of, seats
 from launch.pool import Pool, Worker
 from launch.progress import Display
 from transformer import axes
@@ -70,14 +70,17 @@ def run(
   worker_command: Sequence[str] | None = None,
   retries: int = 2,
   source: Source | None = None,
+  asked: list[int] | None = None,
   of: int = 0,
 ) -> Outcome:
   """Runs every cell that is not done, side by side in `workers` processes, and waits.
 
-  workers: 0: one a core on CPU, one an accelerator. console: a rich console; standard error
-  unless given. worker_command: what to start instead of `python -m launch.worker`. retries: tries
-  of a cell after one whose cause may pass (causes.py), as when its worker died; others have one a
-  launch. source: makes further cells. of: cells of the whole experiment, where these are but some.
+  workers: 0: one a core on CPU, one an accelerator; under --parallel.distributed it is one, and the
+  same command runs on every host. console: a rich console; standard error unless given.
+  worker_command: what to start instead of `python -m launch.worker`. retries: tries of a cell after
+  one whose cause may pass (causes.py), as when its worker died; others have one a launch. source:
+  makes further cells. asked: where the caller collects signals that ask to stop; without, they are
+  collected here. of: cells of the whole experiment, where these are but some.
 
   SIGINT or SIGTERM, or launch.cancel, lets the workers checkpoint and leave; a second signal kills
   them. Raises OSError naming the file if the run folder cannot be written, UserError if no worker
@@ -97,12 +100,17 @@ def run(
     return outcome
   launch, skipped = uuid.uuid4().hex, len(outcome.skipped_done)
   total = source.total if source else len(todo) + skipped
+  distributed = next((c.config.parallel.distributed for c in cells), 'off')
+  if distributed != 'off':  # this machine's part of a team
+    workers = 1
   # seats as for all cells: one continued must not find itself on other cores than it began on
-  places = seats(workers, max(of, total), _devices_of(cells))[: total - skipped]
-  pool = Pool(workdir, places, launch, worker_command, retries)
+  rows = rows_of([cell.config for cell in cells])
+  places = seats(workers, max(of, total), _devices_of(cells), rows)[: total - skipped]
+  pool = Pool(workdir, places, launch, worker_command, retries, distributed)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
-  with signals() as asked, records.running(workdir, launch) as cancelled, pool, display:
+  collected = signals() if asked is None else contextlib.nullcontext(asked)
+  with collected as asked, records.running(workdir, launch) as cancelled, pool, display:
     work.run(asked, cancelled)
   return outcome
 

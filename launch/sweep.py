@@ -72,7 +72,7 @@ def script(name: str) -> ModuleType:
 
 
 def main() -> int:
-  asked, found = flags.config(), script(FLAGS.script)
+  asked, found = flags.asked(), script(FLAGS.script)
   if FLAGS.search:
     wanted = _search(asked)
     return found.run(wanted.corners(), ','.join(wanted.axes), wanted)

@@ -6,6 +6,8 @@ Cells are folder names below <workdir>/cells, each with its config.json. What is
 by another process, is left alone, so any number of workers may be given the same list. With --wait
 a worker without a launcher beside it, on a cluster, stays until each of them has ended, and takes
 over what was claimed by a process that gives no sign of life any more.
+
+With --distributed several such processes, on one host or many, run each cell together (team.py).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from launch.claims import CLAIM, describe, holder
 from launch.control import Control, Stopping
 from launch.files import read_json, tail
 from launch.lease import Leases, beats
+from launch.team import Alone, Follower, Team
 from transformer.config import Config
 from transformer.errors import UserError
 from transformer.provenance import library_digest
@@ -56,24 +59,66 @@ def main(argv: list[str] | None = None, run: Runner | None = None) -> int:
   if args.core:
     os.sched_setaffinity(0, args.core)
   library_digest()  # now: the files may be edited while we run
-  run = run or _train_run()
   try:
-    if not _run_cells(args, run, stopping):
+    if args.distributed != 'off':
+      return _one_of_several(args, run, stopping)
+    if not _run_cells(args, run or _train_run(), stopping, Alone()):
       return STOPPED
   except OSError as e:
     traceback.print_exc()
     os.write(report, json.dumps([e.errno, e.strerror, e.filename]).encode())
-    return DISK
+    return DISK if args.distributed == 'off' else _at_once(DISK)
   return 0
 
 
-def _run_cells(args: argparse.Namespace, run: Runner, stopping: Stopping) -> bool:
+def _one_of_several(args: argparse.Namespace, run: Runner | None, stopping: Stopping) -> int:
+  """What one of several processes does: the first leads, the others follow."""
+  try:
+    team = Team(args.distributed)
+    run = run or _train_run()
+    if team.rank:
+      return _follow(args, run, stopping, team)
+    ended = _run_cells(args, run, stopping, team)
+    team.begin('')
+    return 0 if ended else STOPPED
+  except OSError:
+    raise
+  except Exception as e:
+    if isinstance(e, UserError):
+      print(e, file=sys.stderr)
+    else:
+      traceback.print_exc()
+    return _at_once(os.EX_SOFTWARE)
+
+
+def _follow(args: argparse.Namespace, run: Runner, stopping: Stopping, team: Team) -> int:
+  """Runs the cells that the first process begins."""
+  for name in team.begun():
+    folder = args.workdir / 'cells' / name
+    try:
+      with _output_to(folder / f'log-{team.rank}.txt'), _traced():
+        run(_config(folder), folder, Follower(stopping))
+    except Exception as e:
+      if not team.survives(e):
+        raise
+  return STOPPED if stopping else 0
+
+
+def _at_once(status: int) -> int:
+  """Ends this process: in a tidy end jax would wait for the others, and they wait for us."""
+  sys.stderr.flush()
+  os._exit(status)
+
+
+def _run_cells(
+  args: argparse.Namespace, run: Runner, stopping: Stopping, team: Alone | Team
+) -> bool:
   """Runs what is free of its cells; returns False if it was stopped before the end of them."""
   leases, left = Leases(), args.cells
   while left:
     for name in left:
       folder = args.workdir / 'cells' / name
-      if stopping or not _run_cell(folder, run, stopping, args, leases):
+      if stopping or not _run_cell(folder, run, stopping, args, leases, team):
         return False
     left = [name for name in left if args.wait and _held(args.workdir / 'cells' / name)]
     if left:
@@ -93,6 +138,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument('--launch', default='', help='identifier shared by the workers of a launch')
   parser.add_argument('--retries', type=int, default=0, help='tries after one that may pass')
   parser.add_argument('--wait', action='store_true', help='for cells that others hold')
+  parser.add_argument('--distributed', default='off', help='as --parallel.distributed')
   parser.add_argument('--parent', type=int, default=os.getppid(), help='stop when it is gone')
   args = parser.parse_args(argv)
   args.cells = [name for names in args.cells for name in names.split(',') if name]
@@ -111,35 +157,54 @@ def _train_run() -> Runner:
 
 
 def _run_cell(
-  folder: Path, run: Runner, stopping: Stopping, args: argparse.Namespace, leases: Leases
+  folder: Path,
+  run: Runner,
+  stopping: Stopping,
+  args: argparse.Namespace,
+  leases: Leases,
+  team: Alone | Team,
 ) -> bool:
-  """Runs one cell if it is free; returns False if it was stopped. Raises OSError for a bad disk."""
+  """Runs one cell if it is free; returns False if it was stopped.
+
+  Raises OSError for a bad disk, and what one of several processes cannot go on after.
+  """
   claim = _claim(folder, args, leases)
   if claim is None:
     return True
+  team.begin(folder.name)
   try:
-    with _output_to(folder / 'log.txt'):
-      try:
-        config = _config(folder)
-        with Control(claim, stopping) as control:
-          done = run(config, folder, control)
-      except Exception as e:
-        if not isinstance(e, ClaimLost) and not _is_stop(e):
-          traceback.print_exc()
-        raise
+    with _output_to(folder / 'log.txt'), _traced():
+      config = _config(folder)
+      with Control(claim, stopping) as control:
+        done = run(config, folder, control)
     claim.commit({**done, 'code': code_digest(config)})
-  except ClaimLost:
-    pass
+  except ClaimLost as e:
+    if not team.survives(e):
+      raise
   except Exception as e:
     if _is_stop(e):
       return not stopping  # else it was this cell alone that was to stop
     if full := _disk_full(e):
       raise full from e
     with contextlib.suppress(ClaimLost):
-      claim.fail(_cause(e), _message(e), tail(folder / 'log.txt'))
+      cause = causes.LOST if team.is_loss(e) else _cause(e)
+      claim.fail(cause, _message(e), tail(folder / 'log.txt'))
+    if not team.survives(e):
+      raise
   finally:
     claim.release()
   return True
+
+
+@contextlib.contextmanager
+def _traced() -> Iterator[None]:
+  """An error of the cell's own is printed where its output goes."""
+  try:
+    yield
+  except Exception as e:
+    if not isinstance(e, ClaimLost) and not _is_stop(e):
+      traceback.print_exc()
+    raise
 
 
 def _claim(folder: Path, args: argparse.Namespace, leases: Leases) -> Claim | None:

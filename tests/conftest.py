@@ -14,6 +14,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
   [_GIVEN, *(f for f in _FLAGS if f.partition('=')[0] not in _GIVEN)]
 ).strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('ISOFFN_AUTO_DTYPE', 'float32')  # the same everywhere
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # the partitioner's remarks on tiny meshes
 
 import pytest  # noqa: E402

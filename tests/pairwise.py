@@ -24,6 +24,7 @@ SHORT = {
 FACTORS: dict[str, tuple] = {
   'model.architecture': ('decoder', 'encoder', 'encoder_decoder'),
   'model.num_encoder_layers': (0, 2),
+  'model.remat': ('none', 'full', 'dots'),
   'model.num_heads': (4, 0),
   'model.num_kv_heads': (0, 2, 1),
   'model.head_dim': (0, 6),

@@ -10,7 +10,7 @@ import pytest
 from tests import battery, reference, reference_source
 from transformer.attention import Attention
 from transformer.ops.attention import attention, cached, scores, self_mask, soft_cap
-from transformer.positions import alibi
+from transformer.positions import alibi, turn
 
 B, T, N, H = 2, 6, 3, 4
 D = 10
@@ -148,22 +148,23 @@ def test_softmax_is_float32_under_bfloat16():
 MODULES = {  # settings of the module, and what they are to the oracle
   'rotary': ({}, {'base': 1e4}),
   'rotary, biased': ({'qkv_bias': True, 'out_bias': True}, {'base': 1e4}),
-  'rotary(base=50)': ({'positions': 'rotary(base=50.0)'}, {'base': 50.0}),
-  'none, biased queries': ({'positions': 'none', 'qkv_bias': True}, {}),
+  'rotary(base=50)': ({}, {'base': 50.0}),
+  'none, biased queries': ({'qkv_bias': True}, {}),
   'normed, shared': ({'qk_norm': True, 'num_kv_heads': 1, 'qkv_bias': True}, {'base': 1e4}),
-  'capped': ({'positions': 'learned', 'cap': 1.5, 'qkv_bias': True}, {'largest': 1.5}),
+  'capped': ({'cap': 1.5, 'qkv_bias': True}, {'largest': 1.5}),
   'narrow values': ({'v_head_dim': 3, 'qkv_bias': True}, {'base': 1e4}),
   'wide values, shared': ({'v_head_dim': 7, 'num_kv_heads': 1}, {'base': 1e4}),
-  'normed, no rotation': ({'positions': 'alibi', 'qk_norm': True, 'out_bias': True}, {}),
+  'normed, no rotation': ({'qk_norm': True, 'out_bias': True}, {}),
 }
 
 
 @pytest.mark.parametrize('name', MODULES)
 def test_module_against_loops(name):
   settings, theirs = MODULES[name]
-  module = Attention(N, H, **settings)
+  module = Attention(N, H, causal=True, **settings)
   where = np.stack([reference.positions(row) for row in SEGMENTS])
-  args = jnp.asarray(X), self_mask(jnp.asarray(SEGMENTS), causal=True), jnp.asarray(where)
+  by = turn(jnp.asarray(where), H, theirs['base']) if 'base' in theirs else None
+  args = jnp.asarray(X), self_mask(jnp.asarray(SEGMENTS), causal=True), by
   weights = battery.jiggle(jax.jit(module.init)(jax.random.key(0), *args)['params'])
   apply = jax.jit(lambda w: module.apply({'params': w}, *args))
   rows = zip(np.float64(X), SEGMENTS, strict=True)
@@ -181,9 +182,9 @@ def test_module_against_loops(name):
 
 @pytest.mark.parametrize('factor', [0.0, 0.5])
 def test_out_begins_at_its_factor(factor):
-  x, mask, where = jnp.asarray(X), self_mask(jnp.zeros((1, T)), causal=True), jnp.arange(T)[None]
+  x, mask = jnp.asarray(X), self_mask(jnp.zeros((1, T)), causal=True)
   tree = [
-    Attention(N, H, out_init=f, branches=4).init(jax.random.key(0), x, mask, where)['params']
+    Attention(N, H, out_init=f, branches=4).init(jax.random.key(0), x, mask)['params']
     for f in (1.0, factor)
   ]
   for name in tree[0]:
@@ -193,8 +194,8 @@ def test_out_begins_at_its_factor(factor):
 
 def test_queries_and_keys_are_normed_over_the_width_of_a_head():
   """With qk_norm, scores stay below √H · |scale| however large the weights are."""
-  module = Attention(N, H, positions='none', qk_norm=True)
-  args = jnp.asarray(X), self_mask(jnp.zeros((1, T)), causal=True), jnp.arange(T)[None]
+  module = Attention(N, H, qk_norm=True)
+  args = jnp.asarray(X), self_mask(jnp.zeros((1, T)), causal=True)
   weights = module.init(jax.random.key(0), *args)['params']
   assert weights['query_norm']['scale'].shape == weights['key_norm']['scale'].shape == (H,)
   large = weights | {name: 100 * weights[name] for name in ('query', 'key')}
@@ -209,7 +210,7 @@ def test_scores_have_unit_variance_at_init(width, v_width):
   Whatever d_v is. Without the division it is d_k: the negative control.
   """
   x = jnp.asarray(RNG.normal(size=(4, 32, 64)).astype(np.float32))
-  args = x, jnp.ones((1, 32, 32), bool), jnp.arange(32)[None]
+  args = x, jnp.ones((1, 32, 32), bool)
   for scale, variance in ((0.0, 1), (1.0, width)):
     module = Attention(8, width, v_head_dim=v_width, scale=scale)
     weights = module.init(jax.random.key(1), *args)['params']
@@ -230,10 +231,9 @@ MIX[np.arange(T), np.arange(T)] = MIX[np.arange(T), (np.arange(T) + 1) % T] = 1 
 def test_given_weights_take_the_place_of_the_softmax():
   """Each position gets its own values and the next one's: a linear combination, no scores asked."""
   module, args = Attention(N, H, v_head_dim=5), (jnp.asarray(X), jnp.ones((1, T, T), bool))
-  where = jnp.arange(T)[None]
-  weights = jax.jit(module.init)(jax.random.key(0), *args, where)['params']
+  weights = jax.jit(module.init)(jax.random.key(0), *args)['params']
   given = np.broadcast_to(MIX, (B, N, T, T))
-  apply = jax.jit(lambda w, a: module.apply({'params': w}, *args, where, weights_BNTS=a))
+  apply = jax.jit(lambda w, a: module.apply({'params': w}, *args, weights_BNTS=a))
   values = np.einsum('btd,dnw->btnw', X, weights['value'])
   expected = np.einsum('btnw,nwd->btd', values + np.roll(values, -1, axis=1), weights['out'])
   np.testing.assert_allclose(apply(weights, given), expected, atol=1e-5)
@@ -245,11 +245,11 @@ def test_given_weights_take_the_place_of_the_softmax():
 
 @pytest.mark.parametrize('kv_heads', [0, 1])
 def test_cross_attention_against_loops(kv_heads):
-  """Queries of one sequence, keys and values of another; no positions, whatever the kind."""
+  """Queries of one sequence, keys and values of another."""
   module = Attention(N, H, kv_heads, v_head_dim=5, qkv_bias=True, qk_norm=True, cross=True)
   memory = RNG.normal(size=(B, 4, D)).astype(np.float32)
-  where, mask = jnp.arange(T)[None] + 3, jnp.array([[[1, 1, 1, 1]], [[1, 1, 0, 0]]], bool)
-  args = jnp.asarray(X), mask, where, None, jnp.asarray(memory)
+  mask = jnp.array([[[1, 1, 1, 1]], [[1, 1, 0, 0]]], bool)
+  args = jnp.asarray(X), mask, None, None, jnp.asarray(memory)
   weights = battery.jiggle(jax.jit(module.init)(jax.random.key(0), *args)['params'])
   apply = jax.jit(lambda w: module.apply({'params': w}, *args))
   exact = jax.tree.map(np.float64, weights)

@@ -79,7 +79,7 @@ def _first(tensors: list[Tensor]) -> tuple[str, str, int | None]:
 def test_what_is_kept_of_a_step_that_the_run_got_over(passed: Path) -> None:
   assert _steps(passed) == ['7', 'step-11.npz']
   assert saved_steps(passed) == {35, 40}  # 7 is gone, but for bad/
-  batch = np.load(bad.batch_file(passed, 11))
+  batch = bad.kept_batch(passed, 11)
   np.testing.assert_array_equal(batch['tokens'], data.load(_config()).train_batch(10))
   np.testing.assert_array_equal(batch['rows'], np.arange(4))
 
@@ -160,3 +160,27 @@ def test_a_shared_gradient_is_complete_after_all_layers():
   order = [(t.name, t.layer) for t in _in_order(config, seen)]
   layers = [('attention/query', 1), ('attention/query', 0)]
   assert order == [('final_norm/scale', None), *layers, ('ffn/up', None), ('embed/table', None)]
+
+
+class _Evil:
+  def __init__(self, path: Path):
+    self.path = path
+
+  def __reduce__(self) -> tuple:
+    return Path.touch, (self.path,)
+
+
+def test_a_batch_that_would_run_code(tmp_path: Path) -> None:
+  path, trap = bad.batch_file(tmp_path, 3), tmp_path / 'was_here'
+  path.parent.mkdir()
+  np.savez(path, tokens=np.array([_Evil(trap)], object))
+  with pytest.raises(UserError) as e:
+    bad.kept_batch(tmp_path, 3)
+  assert str(e.value) == f'{path}: is not a batch as it was kept; delete it'
+  assert not trap.exists()
+  np.load(path, allow_pickle=True)['tokens']  # so the trap works
+  assert trap.exists()
+  path.write_bytes(path.read_bytes()[:40])
+  with pytest.raises(UserError):
+    bad.kept_batch(tmp_path, 3)
+  assert bad.kept_batch(tmp_path, 4) is None

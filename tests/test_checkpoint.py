@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.processes import cell, saved_steps
-from transformer import state
+from transformer import checksums, state
 from transformer.begin import begin
 from transformer.checkpoint import Checkpoints, load_params
 from transformer.config import Config
@@ -128,9 +128,13 @@ def test_params_that_are_not_whole(tmp_path: Path, fresh: TrainState, how: str) 
   _damage(folder / '7', how)
   with pytest.raises(UserError) as e:
     load_params(folder)
-  assert str(e.value) == (
-    f'{folder}: checkpoint 7 is not whole; take another step, or train that run anew'
-  )
+  take = 'take another step, or train that run anew'
+  assert str(e.value).startswith(f'{folder}: checkpoint 7 is not whole (state/')
+  assert str(e.value).endswith(f'); {take}')
+  (folder / '7' / 'checksums.json').unlink()  # as if killed before they were kept
+  with pytest.raises(UserError) as e:
+    load_params(folder)
+  assert str(e.value) == f'{folder}: checkpoint 7 is not whole; {take}'
 
 
 @pytest.mark.parametrize('how', ['cut short', 'without state'])
@@ -152,6 +156,51 @@ def test_a_damaged_newest_one_gives_way_to_the_one_before(
   checkpoints = Checkpoints(folder)
   assert int(checkpoints.restore(fresh)[0].step) == 7
   checkpoints.close()
+
+
+def _turn_a_bit(path: Path) -> None:
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def test_a_single_bit_is_found_out_and_gives_way_to_the_one_before(
+  tmp_path: Path, fresh: TrainState, capsys: pytest.CaptureFixture
+) -> None:
+  """Of the numbers themselves, which orbax would restore without a word."""
+  folder = tmp_path / 'checkpoints'
+  _save(folder, fresh, {3: 1.0, 7: 2.0})
+  largest = max((folder / '7' / 'state').rglob('*'), key=lambda p: p.is_file() * p.stat().st_size)
+  _turn_a_bit(largest)
+  name = largest.relative_to(folder / '7')
+  with pytest.raises(UserError) as e:
+    load_params(folder)
+  take = 'take another step, or train that run anew'
+  assert str(e.value) == (
+    f'{folder}: checkpoint 7 is not whole ({name} is not what was written); {take}'
+  )
+  checkpoints = Checkpoints(folder)
+  assert int(checkpoints.restore(fresh)[0].step) == 3
+  checkpoints.close()
+  said = f'{folder / "7"}: cannot be restored: {name} is not what was written\n'
+  assert said in capsys.readouterr().err
+
+
+def test_checksums(tmp_path: Path) -> None:
+  (tmp_path / 'inside').mkdir()
+  for name in ('a', 'inside/b'):
+    (tmp_path / name).write_text(name)
+  assert checksums.damage(tmp_path) == ''  # as of a run that was killed before it kept any
+  checksums.write(tmp_path)
+  assert checksums.damage(tmp_path) == ''
+  (tmp_path / 'new').touch()
+  assert checksums.damage(tmp_path) == ''
+  (tmp_path / 'inside/b').write_text('c')
+  assert checksums.damage(tmp_path) == 'inside/b is not what was written'
+  (tmp_path / 'a').unlink()
+  assert checksums.damage(tmp_path) == 'a is missing'
+  (tmp_path / 'checksums.json').write_text('{')
+  assert checksums.damage(tmp_path) == 'checksums.json is damaged'
 
 
 def test_nothing_but_damaged_ones_is_told(tmp_path: Path, fresh: TrainState) -> None:

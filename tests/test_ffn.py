@@ -104,15 +104,15 @@ def test_position_wise_means_position_wise():
   positions it, too, has no order.
   """
   network, weights = make('swiglu', **DEEP)
-  mixer = Attention(2, 4, positions='none')
-  seen = jnp.ones((1, T, T), bool), jnp.zeros((1, T), int)
-  own = mixer.init(jax.random.key(0), jnp.asarray(X[:1]), *seen)['params']
-  causal = jnp.tril(seen[0])
+  mixer = Attention(2, 4)
+  seen = jnp.ones((1, T, T), bool)
+  own = mixer.init(jax.random.key(0), jnp.asarray(X[:1]), seen)['params']
+  causal = jnp.tril(seen)
   order = np.array([3, 0, 4, 1, 2])
   for function, alone, ordered in (
     (lambda x_TD: network.apply({'params': weights}, x_TD[None])[0][0], True, False),
-    (lambda x_TD: mixer.apply({'params': own}, x_TD[None], *seen)[0], False, False),
-    (lambda x_TD: mixer.apply({'params': own}, x_TD[None], causal, seen[1])[0], None, True),
+    (lambda x_TD: mixer.apply({'params': own}, x_TD[None], seen)[0], False, False),
+    (lambda x_TD: mixer.apply({'params': own}, x_TD[None], causal)[0], None, True),
   ):
     both = jax.jit(lambda x_TD, f=function: (f(x_TD), jax.jacobian(f)(x_TD)))
     y_TD, slope_TDTD = jax.device_get(both(X[0]))

@@ -26,11 +26,13 @@ LAYERS = {
       'count',
       'files',
       'flags',
+      'hardware',
       'matching',
       'memory',
       'parametrization',
       'plugin',
       'runs',
+      'scaling',
       'tensors',
     ),
     0,
@@ -46,6 +48,7 @@ LAYERS = {
         'params',
         'block',
         'model',
+        'stacks',
         'ops',
       ),
       *('moe', 'routers', 'dispatch'),
@@ -177,3 +180,18 @@ def test_every_matrix_product_goes_through_ops():
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
       assert getattr(node, 'attr', '') not in forbidden, f'{path}: {ast.unparse(node)}'
       assert not isinstance(getattr(node, 'op', None), ast.MatMult), f'{path}: {ast.unparse(node)}'
+
+
+def test_nothing_that_is_read_can_run_code():
+  """No pickle of any kind, and every np.load says so."""
+  pickles = ('pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'marshal', 'shelve', 'torch')
+  loads = 0
+  for path in (p for p in FILES if p.parts[0] in ('transformer', 'launch', 'experiments')):
+    for name in imports(path):
+      assert name.partition('.')[0] not in pickles, f'{path}: {name}'
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+      if isinstance(node, ast.Call) and ast.unparse(node.func) in ('np.load', 'numpy.load'):
+        said = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        assert said.get('allow_pickle') == 'False', f'{path}: {ast.unparse(node)}'
+        loads += 1
+  assert loads >= 2

@@ -15,6 +15,7 @@ from transformer.positions import (
   relative_buckets,
   rotate,
   sinusoid,
+  turn,
 )
 
 RNG = np.random.default_rng(0)
@@ -40,19 +41,19 @@ def test_positions_start_again_at_each_document(segments, expected):
 def test_rotation_is_a_complex_multiplication(width, base):
   x = RNG.normal(size=(2, 5, 3, width)).astype(np.float32)
   where = RNG.integers(0, 100, (2, 5))
-  got = rotate(jnp.asarray(x), jnp.asarray(where), base)
+  got = rotate(jnp.asarray(x), turn(jnp.asarray(where), width, base))
   expected = [
     [[reference.rotate(head, p, base) for head in token] for token, p in zip(*row, strict=True)]
     for row in zip(np.float64(x), where, strict=True)
   ]
   np.testing.assert_allclose(got, expected, atol=2e-5)
-  off = np.asarray(rotate(jnp.asarray(x), jnp.asarray(where + 1), base)) - expected
+  off = np.asarray(rotate(jnp.asarray(x), turn(jnp.asarray(where + 1), width, base))) - expected
   assert np.max(np.abs(off)) > 0.1  # negative control
 
 
 def test_rotation_keeps_lengths_and_leaves_position_0_alone():
   x = jnp.asarray(RNG.normal(size=(1, 4, 1, 8)).astype(np.float32))
-  turned = rotate(x, jnp.array([[0, 1, 7, 1000]]), 1e4)
+  turned = rotate(x, turn(jnp.array([[0, 1, 7, 1000]]), 8, 1e4))
   np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), 1e-6)
   assert np.array_equal(turned[:, 0], x[:, 0])
 
@@ -61,9 +62,8 @@ def test_scores_after_rotation_depend_on_distance_only():
   query, key = (jnp.asarray(RNG.normal(size=(1, 1, 1, 8)).astype(np.float32)) for _ in range(2))
 
   def score(at: int, other: int) -> float:
-    return float(
-      jnp.sum(rotate(query, jnp.array([[at]]), 1e4) * rotate(key, jnp.array([[other]]), 1e4))
-    )
+    turns = (turn(jnp.array([[position]]), 8, 1e4) for position in (at, other))
+    return float(jnp.sum(rotate(query, next(turns)) * rotate(key, next(turns))))
 
   assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
   assert abs(score(7, 3) - score(7, 4)) > 1e-2
@@ -71,7 +71,7 @@ def test_scores_after_rotation_depend_on_distance_only():
 
 def test_rotation_is_computed_in_float32_and_returned_in_its_own_type():
   x = jnp.ones((1, 1, 1, 4), jnp.bfloat16)
-  got = rotate(x, jnp.array([[1000]]), 1e4)
+  got = rotate(x, turn(jnp.array([[1000]]), 4, 1e4))
   expected = reference.rotate(np.ones(4), 1000, 1e4)
   assert got.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float64(np.ravel(got)), expected, atol=6e-3)

@@ -40,9 +40,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     happened.append('read')
     return value.fget(self)
 
-  def train_batch(self: data.Data, i: int) -> np.ndarray:
+  def train_batch(self: data.Data, i: int, *part: int) -> np.ndarray:
     happened.append(f'batch {i}')
-    return batch(self, i)
+    return batch(self, i, *part)
 
   monkeypatch.setattr(array.ArrayImpl, '_value', property(read_value))
   monkeypatch.setattr(data.Data, 'train_batch', train_batch)
@@ -159,7 +159,7 @@ def test_a_loss_spike_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
   batch = data.Data.train_batch
 
-  def strange(self: data.Data, i: int) -> np.ndarray:
+  def strange(self: data.Data, i: int, *part: int) -> np.ndarray:
     return np.full_like(batch(self, i), 8) if i == 35 else batch(self, i)
 
   monkeypatch.setattr(data.Data, 'train_batch', strange)

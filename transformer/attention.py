@@ -6,12 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from transformer import spec
+from transformer import count, spec
+from transformer.config import Config
 from transformer.layers import Norm, keep, observe, shard
+from transformer.ops import cudnn
 from transformer.ops.attention import attention, cached, mix, scores, weights
 from transformer.ops.product import Product, product
 from transformer.params import initializer
-from transformer.positions import rotate
+from transformer.positions import Turn, rotate
 
 TURNED = 'key_turned'
 
@@ -21,18 +23,17 @@ class Attention(nn.Module):
 
   num_kv_heads: heads of keys and values, each shared by num_heads / num_kv_heads queries
   (Ainslie et al. 2023); 0: num_heads. v_head_dim: width W of the values, d_v; 0: head_dim.
-  positions: a variant of model.positions; only rotary acts here. qk_norm: RMSNorm of queries and
-  keys over H (Henry et al. 2020). qkv_bias, out_bias: biases. out_init: factor on the initial
-  deviation of `out`. scale: of the scores; 0: 1/√H. cap: of the scores. branches: how many write
-  into the residual stream that it writes to. cross: keys and values come from another sequence.
-  product: the matrix product to use.
+  qk_norm: RMSNorm of queries and keys over H (Henry et al. 2020). qkv_bias, out_bias: biases.
+  out_init: factor on the initial deviation of `out`. scale: of the scores; 0: 1/√H. cap: of the
+  scores. branches: how many write into the residual stream that it writes to. causal: the mask
+  hides all that is ahead, which whole sequences make use of. cross: keys and values come from
+  another sequence. product: the matrix product to use.
   """
 
   num_heads: int
   head_dim: int
   num_kv_heads: int = 0
   v_head_dim: int = 0
-  positions: str = 'rotary'
   qk_norm: bool = False
   qkv_bias: bool = False
   out_bias: bool = False
@@ -40,6 +41,7 @@ class Attention(nn.Module):
   scale: float = 0.0
   cap: float = 0.0
   branches: int = 0
+  causal: bool = False
   cross: bool = False
   product: Product = product
 
@@ -48,13 +50,13 @@ class Attention(nn.Module):
     self,
     x_BTD: jax.Array,
     mask_BTS: jax.Array,
-    positions_BT: jax.Array,
+    turn: Turn | None = None,
     bias_NTS: jax.Array | None = None,
     memory_BSD: jax.Array | None = None,
     slot: jax.Array | None = None,
     weights_BNTS: jax.Array | None = None,
   ) -> jax.Array:
-    """positions_BT: of rotary. bias_NTS: added to the scores. Returns y_BTD.
+    """turn: of queries and keys, by rotary positions. bias_NTS: added to the scores. Returns y_BTD.
 
     memory_BSD: of cross-attention, the sequence looked at. weights_BNTS: what each query takes of
     each value, in place of the softmax of scores.
@@ -63,7 +65,7 @@ class Attention(nn.Module):
     the caller made; S are then its slots. Cross-attention keeps all keys and values of a memory
     that is given, and without one reads what it kept. Keys under the name TURNED are (B · K, H, S).
     """
-    y_BTNW = self._mixed(x_BTD, mask_BTS, positions_BT, bias_NTS, memory_BSD, slot, weights_BNTS)
+    y_BTNW = self._mixed(x_BTD, mask_BTS, turn, bias_NTS, memory_BSD, slot, weights_BNTS)
     observe(self, 'mixed', y_BTNW)
     init = initializer('attention/out', self.branches, self.out_init)
     out_NWD = self.param('out', init, (*y_BTNW.shape[2:], x_BTD.shape[-1]))
@@ -74,17 +76,15 @@ class Attention(nn.Module):
     observe(self, 'out', y_BTD)
     return shard(y_BTD, 'BTD')
 
-  def _mixed(
-    self, x_BTD, mask_BTS, positions_BT, bias_NTS, memory_BSD, slot, weights_BNTS
-  ) -> jax.Array:
+  def _mixed(self, x_BTD, mask_BTS, turn, bias_NTS, memory_BSD, slot, weights_BNTS) -> jax.Array:
     """The heads' values, mixed over positions."""
     query_BTNH = self._project('query', 'BTNH', x_BTD, self.num_heads, self.head_dim)
     if self.qk_norm:
       query_BTNH = Norm('rmsnorm', 'query_norm/scale', name='query_norm')(query_BTNH)
-    query_BTNH = self._turn(query_BTNH, positions_BT)
+    query_BTNH = _turned(query_BTNH, turn)
     how = dict(scale=self.scale or self.head_dim**-0.5, bias_NTS=bias_NTS, cap=self.cap)
     read_BSD = memory_BSD if self.cross else x_BTD
-    found = self._keys_and_values(read_BSD, positions_BT) if read_BSD is not None else ()
+    found = self._keys_and_values(read_BSD, turn) if read_BSD is not None else ()
     if slot is not None:
       turned = self.has_variable('cache', TURNED)
       names = (TURNED if turned else 'key', 'value')
@@ -100,24 +100,15 @@ class Attention(nn.Module):
       observe(self, 'scores', jnp.where(mask_BTS[:, None], scores_BNTS, 0.0))
     if self.is_mutable_collection('internals'):
       keep(self, 'internals', 'weights', weights(query_BTNH, key_BSKH, mask_BTS, **how))
-    return attention(query_BTNH, key_BSKH, value_BSKW, mask_BTS, **how)
+    return attention(query_BTNH, key_BSKH, value_BSKW, mask_BTS, **how, causal=self.causal)
 
-  def _keys_and_values(
-    self, x_BSD: jax.Array, positions_BS: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def _keys_and_values(self, x_BSD: jax.Array, turn: Turn | None) -> tuple[jax.Array, jax.Array]:
     heads = self.num_kv_heads or self.num_heads
     key_BSKH = self._project('key', 'BSKH', x_BSD, heads, self.head_dim)
     value_BSKW = self._project('value', 'BSKW', x_BSD, heads, self.v_head_dim or self.head_dim)
     if self.qk_norm:
       key_BSKH = Norm('rmsnorm', 'key_norm/scale', name='key_norm')(key_BSKH)
-    return self._turn(key_BSKH, positions_BS), value_BSKW
-
-  def _turn(self, x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    """Rotated by position; positions of two sequences do not compare."""
-    variant = spec.parse('model.positions', self.positions)
-    if self.cross or variant.variant != 'rotary':
-      return x_BTNH
-    return rotate(x_BTNH, positions_BT, variant.base)
+    return _turned(key_BSKH, turn), value_BSKW
 
   def _remember(self, name: str, new_BSKH: jax.Array, slot: jax.Array) -> None:
     """Puts keys or values where those of earlier calls are, from `slot` on."""
@@ -139,3 +130,23 @@ class Attention(nn.Module):
       y += bias.astype(y.dtype)
     observe(self, name, y)
     return shard(y, letters)
+
+
+def _turned(x_BTNH: jax.Array, turn: Turn | None) -> jax.Array:
+  return x_BTNH if turn is None else rotate(x_BTNH, turn)
+
+
+def shapes(config: Config) -> set[cudnn.Shape]:
+  """Those of attention within sequences of a resolved config, if nothing is added to scores."""
+  m, found = config.model, set()
+  if (
+    not m.num_heads
+    or m.attention_cap
+    or spec.parse('model.positions', m.positions).acts_on == 'scores'
+  ):
+    return found
+  for group in count.groups(config):
+    length = count.length(config, group)
+    kv_heads = m.num_kv_heads or m.num_heads
+    found.add(cudnn.Shape(length, m.num_heads, m.head_dim, length, kv_heads, m.dtype))
+  return found

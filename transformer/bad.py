@@ -2,7 +2,8 @@
 
   <cell>/bad/step-N.npz   the batch of step N
   <cell>/bad/S/state      a state at step S < N to start from: the one before the bad step where it
-                          is still at hand, else the last checkpoint before it
+                          is still at hand, else (and of several processes) the last checkpoint
+                          before it
 
 Training is a function of state and batch to the bit, so what lies between S and N can be repeated.
 """
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from transformer.checkpoint import save_state
+from transformer.errors import UserError
 from transformer.files import replacing
 from transformer.runs import saved_steps
 from transformer.state import TrainState
@@ -26,6 +30,18 @@ _MOST = 3  # steps of a run; what follows is mostly more of the same
 def batch_file(cell: Path, step: int) -> Path:
   """Where the batch of a bad step is, if it was kept."""
   return cell / 'bad' / f'step-{step}.npz'
+
+
+def kept_batch(cell: Path, step: int) -> dict[str, np.ndarray] | None:
+  """The batch of a bad step, if it was kept. Raises UserError naming a file that is none."""
+  path = batch_file(cell, step)
+  try:
+    with np.load(path, allow_pickle=False) as arrays:  # nobody's code is run from a run's folder
+      return dict(arrays)
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+    raise UserError(f'{path}: is not a batch as it was kept; delete it') from None
 
 
 def states_before(cell: Path, step: int) -> dict[int, Path]:
@@ -49,12 +65,12 @@ def keep(cell: Path, step: int, in_a_row: int, batch: dict, state: TrainState) -
   path.parent.mkdir(exist_ok=True)
   with replacing(path, 'wb') as f:
     np.savez_compressed(f, **batch)
-  last_good = step - in_a_row
+  last_good, alone = step - in_a_row, jax.process_count() == 1  # else all would have to save it
   before = next(iter(states_before(cell, last_good + 1)), 0)
   if before == last_good:
     if (cell / 'checkpoints' / str(before)).exists():
       _hold(cell, before)
-  elif int(state.bad_steps) == int(state.step) - last_good:  # it has not moved since
+  elif alone and int(state.bad_steps) == int(state.step) - last_good:  # it has not moved since
     then = {'step': np.int32(last_good), 'bad_steps': np.int32(0)}
     skipped = np.asarray(state.skipped) - np.asarray(state.bad_steps)
     save_state(path.parent / str(last_good) / 'state', state.replace(**then, skipped=skipped))

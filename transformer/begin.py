@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import jax
-import numpy as np
 
 from transformer.checkpoint import load_params, load_state
 from transformer.config import Config
 from transformer.errors import UserError
+from transformer.parallel import whole
 from transformer.params import like
 from transformer.runs import Origin
 from transformer.state import TrainState
@@ -64,5 +64,5 @@ def begin(config: Config, origin: Origin, fresh: TrainState) -> tuple[TrainState
 def _digest(params: dict) -> str:
   total = hashlib.sha256()
   for leaf in jax.tree.leaves(params):
-    total.update(np.asarray(leaf).tobytes())
+    total.update(whole(leaf).tobytes())
   return total.hexdigest()[:16]

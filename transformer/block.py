@@ -15,6 +15,7 @@ from transformer.ffn import Aux, feed_forward
 from transformer.layers import Norm, drop_branch, dropout, fold, keep, observe, shard
 from transformer.moe import MoE
 from transformer.ops.product import Product, product
+from transformer.positions import Turn
 
 _SITES = {
   'attention': 0,
@@ -28,14 +29,14 @@ class Context:
   """What all layers of a stack share.
 
   ids_BT: of the tokens, below 0 for padding. mask_BTS, bias_NTS: which keys attention sees, what is
-  added to its scores. positions_BT: of the tokens in their documents. noise_B: a key per row, in
+  added to its scores. turn: of queries and keys, by rotary positions. noise_B: a key per row, in
   training. shared_ffn: the weights of one FFN for all. memory_BSD: what cross-attention looks at,
-  memory_mask_BTS where. slot: where keys and values are kept. All from bias_NTS on may be None.
+  memory_mask_BTS where. slot: where keys and values are kept. All from turn on may be None.
   """
 
   ids_BT: jax.Array
   mask_BTS: jax.Array
-  positions_BT: jax.Array
+  turn: Turn | None = None
   bias_NTS: jax.Array | None = None
   noise_B: jax.Array | None = None
   shared_ffn: dict | None = None
@@ -65,14 +66,12 @@ class Block(nn.Module):
 
     def attend(x_BTD: jax.Array) -> jax.Array:
       read = _attention(self.config, self.group, 'attention', self.product)
-      return read(
-        x_BTD, context.mask_BTS, context.positions_BT, context.bias_NTS, slot=context.slot
-      )
+      return read(x_BTD, context.mask_BTS, context.turn, context.bias_NTS, slot=context.slot)
 
     def attend_to_memory(x_BTD: jax.Array) -> jax.Array:
       read = _attention(self.config, self.group, 'cross_attention', self.product)
       where = dict(memory_BSD=context.memory_BSD, slot=context.slot)
-      return read(x_BTD, context.memory_mask_BTS, context.positions_BT, **where)
+      return read(x_BTD, context.memory_mask_BTS, **where)
 
     def feed(x_BTD: jax.Array) -> jax.Array:
       nonlocal aux
@@ -144,7 +143,6 @@ def _attention(config: Config, group: count.Group, name: str, product: Product) 
     head_dim=m.head_dim,
     num_kv_heads=m.num_kv_heads,
     v_head_dim=m.v_head_dim,
-    positions=m.positions,
     qk_norm=m.qk_norm,
     qkv_bias=m.bias or m.qkv_bias,
     out_bias=m.bias,
@@ -152,6 +150,7 @@ def _attention(config: Config, group: count.Group, name: str, product: Product) 
     scale=parametrization.attention_scale(config),
     cap=m.attention_cap,
     branches=count.branches(config, group.stack),
+    causal=name == 'attention' and group.stack == 'layers' and m.architecture != 'encoder',
     cross=name == 'cross_attention',
     product=product,
     name=name,

@@ -1,4 +1,7 @@
-"""Checkpoints by orbax: the newest and the best are kept; a save is complete or does not exist."""
+"""Checkpoints by orbax: the newest and the best are kept; a save is complete or does not exist.
+
+Of several processes each writes and reads its part, and all call the same methods in one order.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer import count
+from transformer import checksums, count, hosts
 from transformer.config import Config
 from transformer.errors import UserError
 from transformer.params import merge, path_of
@@ -29,6 +32,7 @@ class Checkpoints:
 
     logging.getLogger('absl').setLevel(logging.WARNING)  # orbax tells of every file it touches
     self._ocp, self._folder = ocp, folder.absolute()
+    self._unsealed: int | None = None  # a step that has no checksums yet
     best = managers.BestN(
       get_metric_fn=lambda metrics: metrics['eval/loss'],
       reverse=True,  # orbax keeps the end of the order
@@ -52,37 +56,54 @@ class Checkpoints:
     args = self._ocp.args.Composite(
       state=self._ocp.args.StandardSave(_saved(state)), host=self._ocp.args.JsonSave(host)
     )
+    self.wait()
     self._manager.save(step, args=args, metrics=metrics)
+    self._unsealed = step
 
   @property
   def empty(self) -> bool:
     """Whether there is nothing to restore."""
-    return self._manager.latest_step() is None
+    return hosts.share(lambda: self._manager.latest_step() is None)
 
   def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict] | None:
     """The newest state (or that of `step`) and its host data, or None where there is none.
 
     like: a state of the wanted shapes and placement; gives `hyper`, which is not saved.
-    A newest one that cannot be read is set aside as '<step>.damaged' for the one before, if any.
+    A newest one that is damaged is set aside as '<step>.damaged' for the one before, if any.
     Raises UserError naming the folder if none can be read.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
+    steps = hosts.share(lambda: sorted(self._manager.all_steps(), reverse=True))
+    steps = steps if step is None else [step]
     for tried in steps:
-      try:
-        found = self._read(like, tried)
-      except Exception as e:  # orbax and what it stands on raise all kinds
-        reason = str(e).partition('\n')[0][:200] or type(e).__name__
-        print(f'{self._folder / str(tried)}: cannot be restored: {reason}', file=sys.stderr)
-        continue
-      for damaged in steps[: steps.index(tried)]:
-        (self._folder / str(damaged)).rename(self._folder / f'{damaged}.damaged')
-        self._manager.reload()  # else it believes that step is saved
-      return found
+      found, reason = self._tried(like, tried)
+      if found:
+        self._set_aside(steps[: steps.index(tried)])
+        return found
+      print(f'{self._folder / str(tried)}: cannot be restored: {reason}', file=sys.stderr)
     if steps:
       raise UserError(
         f'{self._folder}: no checkpoint in it can be restored ({reason}); delete it to start anew'
       )
     return None
+
+  def _tried(self, like: TrainState, step: int) -> tuple[tuple[TrainState, dict] | None, str]:
+    """What a checkpoint holds, or why it cannot be had."""
+    if reason := hosts.share(lambda: checksums.damage(self._folder / str(step))):
+      return None, reason
+    try:
+      return self._read(like, step), ''
+    except Exception as e:  # orbax and what it stands on raise all kinds
+      if jax.process_count() > 1:
+        raise  # the others may have read their part
+      return None, str(e).partition('\n')[0][:200] or type(e).__name__
+
+  def _set_aside(self, damaged: list[int]) -> None:
+    """Renames checkpoints, which the manager then no longer knows of."""
+    if damaged:
+      for step in damaged if hosts.first() else ():
+        (self._folder / str(step)).rename(self._folder / f'{step}.damaged')
+      hosts.gather('')
+      self._manager.reload()
 
   def _read(self, like: TrainState, step: int) -> tuple[TrainState, dict]:
     target = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, _saved(like))
@@ -93,12 +114,18 @@ class Checkpoints:
     return like.replace(**found.state), found.host
 
   def wait(self) -> None:
-    """Returns once every save is complete."""
+    """Returns once every save is complete, and its checksums are kept."""
     self._manager.wait_until_finished()
+    step, self._unsealed = self._unsealed, None
+    if step is not None and hosts.first():
+      checksums.write(self._folder / str(step))
 
   def close(self) -> None:
     """Waits and lets go of the folder."""
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
 
 def load_params(
@@ -115,6 +142,11 @@ def load_params(
     which = '' if step is None else f' of step {step}'
     raise UserError(f'{folder}: no checkpoint{which} in it{there}')
   step = steps[-1] if step is None else step
+  if reason := checksums.damage(folder / str(step)):
+    raise UserError(
+      f'{folder}: checkpoint {step} is not whole ({reason}); take another step, or train that run '
+      'anew'
+    )
   with _checkpointer() as reader:
     path = folder.absolute() / str(step) / 'state'
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from transformer import plugin, spec
+from transformer import hardware, plugin, runs, spec
 from transformer.config import PRESETS, SECTIONS, SETTINGS, Config
 from transformer.errors import UserError, nearest
 
@@ -67,6 +67,19 @@ def config() -> Config:
   if changes.get('plugin'):
     changes['plugin'] = plugin.load(changes['plugin'])
   return asked.replace(**changes)
+
+
+def asked() -> Config:
+  """The asked-for config of what is run in --workdir.
+
+  --model.dtype=auto is what it came to when that folder was begun: an experiment goes on in one
+  type on whatever machine it is continued.
+  """
+  found = config()
+  if found.model.dtype != 'auto':
+    return found
+  dtype = runs.resolved(FLAGS.workdir).get('model', {}).get('dtype') or hardware.fast_dtype()
+  return found.replace(**{'model.dtype': dtype})
 
 
 def given() -> dict[str, object]:

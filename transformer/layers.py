@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from transformer import axes, spec
+from transformer.ops.backend import mesh_axes
 from transformer.params import initializer
 
 
@@ -132,7 +133,7 @@ def order_name(path: str) -> str:
 
 def shard(x: jax.Array, letters: str) -> jax.Array:
   """Lays an activation over the current mesh by the letter table; without one, does nothing."""
-  ours = _mesh_axes()
+  ours = mesh_axes()
   if not ours:
     return x
   return jax.lax.with_sharding_constraint(
@@ -142,11 +143,5 @@ def shard(x: jax.Array, letters: str) -> jax.Array:
 
 def shares(groups: int) -> int:
   """How many devices of the current mesh share out so many routing groups, or rows of a batch."""
-  (parts,) = axes.partition('G', (groups,), _mesh_axes(), parameter=False)
-  return math.prod(_mesh_axes()[axis] for axis in parts or ())
-
-
-def _mesh_axes() -> dict[str, int]:
-  """Axis -> size of the current mesh; {} without one."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return {name: mesh.shape[name] for name in mesh.axis_names if name in axes.MESH_AXES}
+  (parts,) = axes.partition('G', (groups,), mesh_axes(), parameter=False)
+  return math.prod(mesh_axes()[axis] for axis in parts or ())

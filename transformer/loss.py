@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from transformer.ops import cross_entropy
+from transformer.ops.cross_entropy import Unembedding
+
 
 def sums(
-  logits_BTV: jax.Array,
+  logits: jax.Array | Unembedding,
   targets_BT: jax.Array,
   weights_BT: jax.Array,
   label_smoothing: float = 0.0,
@@ -19,9 +22,13 @@ def sums(
   uniform one (Szegedy et al. 2016, §7), plus `z_loss` · log² Z (Zoph et al. 2022, ST-MoE, eq. 5;
   Chowdhery et al. 2022, §5), which keeps logits from drifting together.
 
-  targets_BT: int32 ids, any value where the weight is 0.
+  logits: (B, T, V), or what they are made of. targets_BT: int32 ids, any value where the weight is
+  0. The second and third sum have no gradient where logits are made here.
   """
-  logits_BTV = logits_BTV.astype(jnp.float32)
+  if isinstance(logits, Unembedding):
+    found = cross_entropy.sums(logits, targets_BT, weights_BT, label_smoothing, z_loss)
+    return found[0], (found[1], jnp.sum(weights_BT))
+  logits_BTV = logits.astype(jnp.float32)
   log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
   targets_BT1 = jnp.maximum(targets_BT, 0)[..., None]
   hit_BT = jnp.take_along_axis(logits_BTV, targets_BT1, axis=-1)[..., 0]

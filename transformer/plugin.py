@@ -35,7 +35,7 @@ from transformer.config.field import setting
 from transformer.config.settings import Config
 from transformer.errors import UserError
 
-__all__ = ['Param', 'activation', 'load', 'schedule', 'source']
+__all__ = ['Param', 'activation', 'load', 'loaded', 'schedule', 'source']
 
 _LOADED: dict[Path, str] = {}  # file -> digest of the text that ran
 _ORIGIN: dict[tuple[str, str], Path] = {}  # (slot, variant) -> file that declared it
@@ -116,6 +116,11 @@ def origins(config: Config) -> dict[str, str]:
       if path := _ORIGIN.get((variant.slot, variant.variant)):
         found[str(path)] = _LOADED[path]
   return found
+
+
+def loaded() -> list[Path]:
+  """The files that have run, in that order."""
+  return list(_LOADED)
 
 
 def names(slot: str) -> set[str]:

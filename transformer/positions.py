@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+from transformer.ops.backend import once
+from transformer.ops.cast import cast
 
 
 def positions_in_documents(segments_BT: jax.Array) -> jax.Array:
@@ -13,15 +18,30 @@ def positions_in_documents(segments_BT: jax.Array) -> jax.Array:
   return index_T - jax.lax.cummax(jnp.where(starts_BT, index_T, 0), axis=1)
 
 
-def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-  """Rotary embedding (Su et al. 2021, §3.2.2): pair (h, h + H/2) turns by t · base^(−2h/H)."""
-  half = x_BTNH.shape[-1] // 2
-  wavelength_H = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_BTNH = positions_BT[:, :, None, None] * wavelength_H
-  sin, cos = jnp.sin(angle_BTNH), jnp.cos(angle_BTNH)
+class Turn(NamedTuple):
+  """By how much each position turns each pair of a head's dimensions: (B, T, 1, H/2), float32."""
+
+  cos: jax.Array
+  sin: jax.Array
+
+
+def turn(positions_BT: jax.Array, width: int, base: float) -> Turn:
+  """The angles t · base^(−2h/H) of heads of a width H (Su et al. 2021, §3.2.2), for all layers."""
+  half = width // 2
+  rate_H = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+
+  def of_row(positions_T: jax.Array) -> Turn:
+    angle_T1H = positions_T[:, None, None] * rate_H
+    return Turn(jnp.cos(angle_T1H), jnp.sin(angle_T1H))
+
+  return once(of_row, positions_BT)
+
+
+def rotate(x_BTNH: jax.Array, by: Turn) -> jax.Array:
+  """Rotary embedding (Su et al. 2021, §3.2.2): turns each pair (h, h + H/2) by its angle."""
   one, two = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1)
-  return turned.astype(x_BTNH.dtype)
+  parts = one * by.cos - two * by.sin, two * by.cos + one * by.sin
+  return cast(jnp.concatenate(parts, axis=-1), x_BTNH.dtype)
 
 
 def sinusoid(positions_BT: jax.Array, d_model: int) -> jax.Array:

@@ -34,6 +34,8 @@ _ONLOOKERS = (
   'evaluate.py',
   'flags.py',
   'interop',
+  'measure',
+  'programs.py',
   'replay.py',
   'upcycle.py',
 )
@@ -75,7 +77,12 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-  """The checkout's commit, '-dirty' appended if files differ from it; '' outside a checkout."""
+  """The checkout's commit, '-dirty' appended if files differ from it; '' outside a checkout.
+
+  Of a snapshot (launch/snapshot.py), that of the checkout it was taken from.
+  """
+  if (_ROOT.parent / 'COMMIT').exists():
+    return (_ROOT.parent / 'COMMIT').read_text()
 
   def git(*args: str) -> str:
     command = ['git', '-C', str(_ROOT), *args]

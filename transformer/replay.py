@@ -51,8 +51,7 @@ def replay(
   for i in range(at, step - 1):
     walked(i - at, step - 1 - at)
     state, _ = program.train_step(state, program.put(opened().train_batch(i)))
-  kept = bad.batch_file(folder, step)
-  batch = dict(np.load(kept)) if kept.exists() else program.batch(opened().train_batch(step - 1))
+  batch = bad.kept_batch(folder, step) or program.batch(opened().train_batch(step - 1))
   look = program.executor.compile_whole(functools.partial(diagnose.examine, config))
   return _in_order(config, jax.device_get(look(state, batch)))
 

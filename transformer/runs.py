@@ -44,8 +44,17 @@ def read_config(folder: Path) -> Config:
 
 def provenance(folder: Path) -> dict:
   """The run's provenance.json; empty if there is none that can be read."""
+  return _read(folder / 'provenance.json')
+
+
+def resolved(workdir: str) -> dict:
+  """An experiment's resolved.json, what its base came to; empty if there is none."""
+  return _read(Path(workdir) / 'resolved.json')
+
+
+def _read(path: Path) -> dict:
   try:
-    return json.loads((folder / 'provenance.json').read_text(encoding='utf-8'))
+    return json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError):
     return {}
 

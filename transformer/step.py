@@ -28,9 +28,9 @@ def loss_sums(
   A routing loss is a mean over a row's groups, added up over layers; a row counts as much as it has
   targets, so that the objective of a batch is that of its parts, however it is cut.
   """
-  (logits_BTV, targets_BT, weights_BT), aux = _answer(config, params, tokens, noise_B)
+  (answer, targets_BT, weights_BT), aux = _answer(config, params, tokens, noise_B)
   total, (nats, targets) = loss.sums(
-    logits_BTV, targets_BT, weights_BT, config.loss.label_smoothing, hyper['loss.z_loss']
+    answer, targets_BT, weights_BT, config.loss.label_smoothing, hyper['loss.z_loss']
   )
   sums = {'nats': nats, 'targets': targets, 'routed': aux.metrics}
   for name, loss_LB in aux.losses.items():
@@ -40,10 +40,10 @@ def loss_sums(
 
 
 def _answer(config: Config, params: dict, tokens: jax.Array, noise_B: jax.Array | None) -> tuple:
-  """((logits_BTV, targets_BT, weights_BT), what the layers return beside)."""
+  """((what `loss.sums` takes of each target), what the layers return beside)."""
   asked = objective.example(config, tokens, noise_B)
-  (logits_BTV, aux), _ = forward(config, params, asked, noise_B)
-  return (logits_BTV, asked.targets_BT, asked.weights_BT), aux
+  (answer, aux), _ = forward(config, params, asked, noise_B, logits=False)
+  return (answer, asked.targets_BT, asked.weights_BT), aux
 
 
 def forward(
@@ -52,10 +52,11 @@ def forward(
   asked: objective.Example,
   noise_B: jax.Array | None = None,
   watch: tuple[str, ...] = (),
+  logits: bool = True,
 ) -> tuple[tuple, dict]:
   """((logits_BTV, Aux), what the model keeps of itself in the collections `watch`)."""
   noise_B = noise_B if objective.uses_noise(config) else None
-  return model.build(config).apply(
+  return model.build(config, logits=logits).apply(
     {'params': params}, *asked.arguments, noise_B=noise_B, mutable=list(watch)
   )
 
@@ -77,18 +78,17 @@ def train_step(
   finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(params)]  # 0/0 in Adam at eps=0
   good = jnp.isfinite(loss_sum) & jnp.isfinite(norm) & jnp.all(jnp.stack(finite))
 
-  def keep(new: dict, old: dict) -> dict:
-    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-
   bad = 1 - good.astype(jnp.int32)
+  new = {
+    'params': params,
+    'opt_state': opt_state,
+    'model_state': health.rebalanced(config, state.model_state, sums['routed'], state.hyper),
+    'ema': optimizer.average(config, state.ema, params, state.step),
+  }
+  old = {name: getattr(state, name) for name in new}
   state = state.replace(
     step=state.step + 1,
-    params=keep(params, state.params),
-    opt_state=keep(opt_state, state.opt_state),
-    model_state=keep(
-      health.rebalanced(config, state.model_state, sums['routed'], state.hyper), state.model_state
-    ),
-    ema=keep(optimizer.average(config, state.ema, params, state.step), state.ema),
+    **jax.lax.cond(good, lambda: new, lambda: old),  # whole: a choice by entry would read both
     bad_steps=(state.bad_steps + 1) * bad,
     skipped=state.skipped + bad,
   )

@@ -17,15 +17,18 @@ import jax
 import numpy as np
 
 from transformer import (
+  attention,
   bad,
   boards,
   count,
   data,
   diagnose,
   health,
+  hosts,
   liking,
   moe,
   parallel,
+  programs,
   provenance,
   runs,
   state,
@@ -38,7 +41,7 @@ from transformer.config import Config, resolve, static_key
 from transformer.data import Data
 from transformer.errors import UserError
 from transformer.metrics import FILE, MetricsLog, means, read, spread
-from transformer.ops import grouped
+from transformer.ops import cudnn, grouped, probe
 from transformer.state import TrainState
 
 TOKENIZER = 'tokenizer.json'
@@ -73,8 +76,10 @@ class Program:
 
   def __init__(self, config: Config):
     self.executor = parallel.make(config)
-    for shape in moe.grouped_shapes(config, self.executor.shares):
-      grouped.settle(shape)
+    probe.settle(config.model.dtype)
+    kernels = [cudnn.settle(shape) for shape in attention.shapes(config)]
+    kernels += [grouped.settle(s) for s in sorted(moe.grouped_shapes(config, self.executor.shares))]
+    hosts.check_same('kernels', ' '.join(kernels))
     self._create = self.executor.compile_init(functools.partial(state.create, config))
     self.train_step = self.executor.compile(functools.partial(step.train_step, config))
     self.eval_step = self.executor.compile_eval(functools.partial(step.eval_step, config))
@@ -88,9 +93,24 @@ class Program:
     """The state of `config` before step 0."""
     return self._create(np.uint32(config.seed), state.hyper_arrays(config))
 
+  def lowered(self, config: Config) -> jax.stages.Lowered:
+    """The training step before it is compiled; no array of the state is made."""
+    create = functools.partial(state.create, config)
+    shapes = self.executor.shapes(create, np.uint32(config.seed), state.hyper_arrays(config))
+    source = config.data.source_len if config.model.architecture == 'encoder_decoder' else 0
+    width = source + config.data.seq_len + 1
+    tokens = np.zeros((config.data.batch_size, width), np.int32)
+    return self.train_step.lower(shapes, self.put(tokens))
+
   def put(self, tokens: np.ndarray) -> dict:
     """A host batch (B, T+1) on the devices."""
     return self.executor.put(self.batch(tokens))
+
+  def put_part(self, tokens: np.ndarray) -> dict:
+    """A batch on the devices of which this process has its part (executor.part), as others do."""
+    part, parts = self.executor.part
+    rows = self._rows.reshape(parts, -1)[part]
+    return self.executor.put_part({'tokens': tokens, 'rows': rows})
 
   def batch(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """The same on the host."""
@@ -102,7 +122,9 @@ _programs: dict[str, Program] = {}
 
 def program(config: Config) -> Program:
   """The program of a resolved config. The last one is kept: cells of equal shape come in a row."""
-  key = f'{config.parallel} {config.model.unroll} {static_key(config)}'
+  programs.keep(config.data.cache)
+  m = config.model
+  key = f'{config.parallel} {m.unroll} {m.remat} {static_key(config)}'
   if key not in _programs:
     _programs.clear()
     _programs[key] = Program(config)
@@ -126,7 +148,8 @@ def run(config: Config, folder: Path, control: Control | None = None) -> dict:
   """
   if resolve(config) != config:
     raise ValueError('train.run takes a resolved config')
-  return _Run(config, folder, control or Control()).go()
+  with hosts.desk(folder) as desk:
+    return _Run(config, folder, desk, control or Control()).go()
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -134,10 +157,15 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 class _Run:
-  """One cell's life; `go` is its story."""
+  """One cell's life; `go` is its story.
 
-  def __init__(self, config: Config, folder: Path, control: Control):
-    self.config, self.folder, self.control = config, folder, control
+  Several processes go through it side by side: each writes at its `desk`, which for the first is
+  the run's folder, and all have their part of a checkpoint.
+  """
+
+  def __init__(self, config: Config, folder: Path, desk: Path, control: Control):
+    self.config, self.folder, self.desk, self.control = config, folder, desk, control
+    self.stops = hosts.Agreement()
     self.tokens = config.data.batch_size * config.data.seq_len
     self.last_norm = math.nan
     self.origin: dict | None = None  # for provenance, where the run begins from another one
@@ -146,8 +174,11 @@ class _Run:
   def go(self) -> dict:
     train = self.config.train
     self._beat(0, 'preparing')
-    self.data = data.load(self.config)
+    self.data = hosts.together(lambda: data.load(self.config))
+    hosts.check_same('data', self.data.fingerprint)
+    hosts.check_same('code', provenance.code_digest(self.config))
     self.program = program(self.config)
+    self.part = self.program.executor.part
     with contextlib.closing(
       Checkpoints(self.folder / 'checkpoints', train.keep_last, train.keep_best)
     ) as self.checkpoints:
@@ -155,43 +186,46 @@ class _Run:
 
   def _train(self, current: TrainState, begin: int, saved: dict) -> dict:
     train, steps = self.config.train, self.config.train.steps
-    provenance.write(self.folder, self.config, self.data.fingerprint, self.data.info, self.origin)
+    provenance.write(self.desk, self.config, self.data.fingerprint, self.data.info, self.origin)
     if self.data.tokenizer:  # what text this run can read, whatever becomes of its source
-      (self.folder / TOKENIZER).write_text(self.data.tokenizer.to_json(), encoding='utf-8')
+      (self.desk / TOKENIZER).write_text(self.data.tokenizer.to_json(), encoding='utf-8')
+    attached = hosts.together(
+      lambda: boards.attach(self.config, self.folder, begin) if hosts.first() else []
+    )
     with contextlib.closing(
-      MetricsLog(
-        *(self.folder, begin, saved, train.log_every, self.tokens),
-        boards.attach(self.config, self.folder, begin),
-      )
+      MetricsLog(self.desk, begin, saved, train.log_every, self.tokens, attached)
     ) as self.log:
       evaluated: dict[str, float] = {}
       self._beat(begin, 'compiling')
       for i in range(begin, steps):
-        now, tokens = i + 1, self.data.train_batch(i)
+        now, batch = i + 1, self.program.put_part(self.data.train_batch(i, *self.part))
         looked = {}
         if train.diagnose and now % train.diagnose == 0:
-          looked = self.program.training_statistics(current, self.program.batch(tokens))
-        current, metrics = self.program.train_step(current, self.program.put(tokens))
+          looked = self.program.training_statistics(current, self._whole_batch(i))
+        current, metrics = self.program.train_step(current, batch)
         self.log.add(now, metrics, looked)
         if self.log.due(now):
           self.log.flush(functools.partial(self._watch, current), before=now)
         self._beat(now, 'training')
-        last = now == steps
+        last, stop = now == steps, self.stops(self.control.stop)
         evaluate = last or now % train.eval_every == 0
-        if evaluate or now % train.checkpoint_every == 0 or self.control.stop:
+        if evaluate or now % train.checkpoint_every == 0 or stop:
           self.log.flush(functools.partial(self._watch, current))
           self.log.pause()
           evaluated = self._evaluate(current, now) if evaluate else {}
           self._save(current, now, evaluated)
-          if self.control.stop and not last:
+          if stop and not last:
             self.checkpoints.wait()
             raise Stopped(f'stopped at step {now} of {steps}')
           self.log.resume()
       if not evaluated:  # resumed after the last step
-        evaluated = self._evaluation(steps) or self._evaluate(current, steps)
+        evaluated = hosts.share(lambda: self._evaluation(steps)) or self._evaluate(current, steps)
     if evaluated['eval/loss'] is None or not math.isfinite(evaluated['eval/loss']):
       raise NonFinite(f'the held-out loss at step {steps} is not finite')
     return self._result(current, evaluated)
+
+  def _whole_batch(self, i: int) -> dict[str, np.ndarray]:
+    return self.program.batch(self.data.train_batch(i))
 
   def _restore(self) -> tuple[TrainState, int, dict]:
     fresh = self.program.init(self.config)
@@ -241,11 +275,11 @@ class _Run:
       row['eval/bits_per_byte'] = float(nats / math.log(2) / self.data.held_out_bytes)
     if now == self.config.train.steps and translate.wanted(self.config, self.data):
       beat = functools.partial(self._beat, now, 'decoding')
-      params = jax.device_get(self.program.executor.fetch(current.eval_params))
-      row |= translate.score(self.config, params, self.data, self.folder, beat)
+      params = parallel.whole(self.program.executor.fetch(current.eval_params))
+      row |= translate.score(self.config, params, self.data, self.desk, beat)
     if now == self.config.train.steps and liking.wanted(self.config):
       decide = functools.partial(self.program.choices, current.eval_params)
-      liking.write(self.config, decide, self.data, self.folder)
+      liking.write(self.config, decide, self.data, self.desk)
     if routed := health.health(self.config, sums['routed']):
       named = {f'eval_{name}': pair for name, pair in jax.device_get(routed).items()}
       self.log.write(now, means(named))
@@ -282,9 +316,9 @@ class _Run:
     if not in_a_row:
       self.last_norm = float(norm)
       return
-    if bad.is_wanted(self.folder, now):
+    if hosts.first() and bad.is_wanted(self.folder, now):
       self.checkpoints.wait()  # what is not complete cannot be kept
-      batch = self.program.batch(self.data.train_batch(now - 1))
+      batch = self._whole_batch(now - 1)
       bad.keep(self.folder, now, int(in_a_row), batch, self.program.executor.fetch(current))
     if in_a_row >= self.config.train.max_bad_steps:
       known = not math.isnan(self.last_norm)
@@ -308,8 +342,8 @@ class _Run:
 
   def _result(self, current: TrainState, evaluated: dict[str, float]) -> dict:
     key = 'perf/tokens_per_s'
-    rates = [row[key] for row in read(self.folder / FILE) if key in row]
-    origin = runs.provenance(self.folder).get('origin')
+    rates = [row[key] for row in read(self.desk / FILE) if key in row]
+    origin = runs.provenance(self.desk).get('origin')
     return {
       'step': self.config.train.steps,
       **evaluated,

@@ -62,11 +62,11 @@ def attend(x_DT: np.ndarray, weights_ST: np.ndarray) -> np.ndarray:
   size, length = x_DT.shape
   eye = np.eye(size, dtype=np.float32)
   params = dict.fromkeys(('query', 'key', 'value'), eye[:, None]) | {'out': eye[None]}
-  attention = Attention(num_heads=1, head_dim=size, positions='none')
+  attention = Attention(num_heads=1, head_dim=size)
   mask_BTS = jnp.ones((1, length, length), bool)
   y_BTD = attention.apply(
     {'params': params},
-    *(x_DT.T[None], mask_BTS, jnp.arange(length)[None]),
+    *(x_DT.T[None], mask_BTS),
     weights_BNTS=jnp.asarray(weights_ST.T)[None, None],
   )
   return np.asarray(y_BTD[0].T)
@@ -197,7 +197,7 @@ def block(x_TD: np.ndarray, params: dict) -> dict[str, np.ndarray]:
   config, x_BTD = block_config(), jnp.asarray(x_TD)[None]
   length = x_BTD.shape[1]
   ids_BT = jnp.zeros((1, length), jnp.int32)  # experts alone would ask which
-  context = Context(ids_BT, jnp.ones((1, length, length), bool), jnp.arange(length)[None])
+  context = Context(ids_BT, jnp.ones((1, length, length), bool))
   (y_BTD, _), seen = Block(config, count.groups(config)[0]).apply(
     {'params': params},
     *(x_BTD, context, 0),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from transformer import data
-from transformer.data import sources
+from transformer.data import packed, sources
 from transformer.errors import UserError
 
 
@@ -62,10 +64,51 @@ def test_one_file_is_cut_in_contiguous_pieces(make, tmp_path):
   assert 0.03 < loaded.held_out_bytes / len(text) < 0.2
 
 
-@pytest.mark.parametrize('text', ['', 'a', 'no line at all ' * 9, 'x\n' * 50, 'aaa' * 9 + '\nb'])
-def test_pieces_join_to_the_text(text):
-  pieces = list(sources._pieces(text, 10))
+@pytest.mark.parametrize('block', [1, 7, 2**20])
+@pytest.mark.parametrize(
+  'text', ['', 'a', 'no line at all ' * 9, 'x\r\n' * 50, 'aaa' * 9 + '\nb', 'naïve ½\n🙂' * 20]
+)
+def test_pieces_join_to_the_text(tmp_path, monkeypatch, text, block):
+  """However much of the file is in memory at a time: characters and lines may lie across."""
+  path = tmp_path / 'a.txt'
+  path.write_bytes(text.encode())
+  whole = list(sources._pieces(path, 10, ''))
+  monkeypatch.setattr(sources, '_BLOCK', block)
+  pieces = list(sources._pieces(path, 10, ''))
+  assert pieces == whole
   assert ''.join(pieces) == text and all(len(p) <= 10 for p in pieces)
+  assert list(sources._pieces(path, sys.maxsize, '')) == [text]
+
+
+def test_texts_are_encoded_in_handfuls():
+  """By number and by size, in order, none left out."""
+  long = [('a', 'x' * packed._MOST_CHARACTERS), ('b', 'y'), ('c', 'z')]
+  assert [[g for g, _ in some] for some in packed._handfuls(long)] == [['a'], ['b', 'c']]
+  short = [(str(k), 'x') for k in range(600)]
+  some = list(packed._handfuls(short))
+  assert [len(part) for part in some] == [256, 256, 88]
+  assert [one for part in some for one in part] == short
+  assert list(packed._handfuls([])) == []
+
+
+TAKES = """
+import sys
+from transformer.config import Config, resolve
+from transformer.measure import pipeline
+from transformer.measure.measures import Asked
+told = {'data.source': 'synthetic', 'model.vocab_size': 32, 'data.tokenizer': 'bpe(vocab_size=300)'}
+asked = Asked('data', resolve(Config().replace(**told)), 0.0, corpus_mb=float(sys.argv[1]))
+print(pipeline.measure(asked).turn()['memory_mb'])
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='/proc tells of memory')
+def test_memory_hardly_grows_with_the_corpus():
+  """From 5 to 20 MB of text, words of the tokenizer that are learnt among them."""
+  command = [sys.executable, '-c', TAKES]
+  small, large = (float(subprocess.check_output([*command, n])) for n in ('5', '20'))
+  assert large < small + 30, (small, large)
 
 
 @pytest.mark.parametrize('share', [0.001, 0.9])
@@ -80,7 +123,7 @@ def test_neither_side_is_ever_empty(make, tmp_path, share):
 def test_second_load_opens_what_the_first_wrote(make, tmp_path, monkeypatch):
   config = make(**{'data.source': write(tmp_path / 'corpus', 30)})
   first = data.load(config)
-  monkeypatch.setattr(sources, '_read', lambda *a: pytest.fail('read again'))
+  monkeypatch.setattr(sources, '_pieces', lambda *a: pytest.fail('read again'))
   second = data.load(config)
   assert second.fingerprint == first.fingerprint
   assert np.array_equal(second.train_batch(3), first.train_batch(3))
@@ -142,6 +185,15 @@ class TestMistakes:
       f'--data.source={source}: {bad} is not UTF-8 at byte 2; convert it or leave it out'
     )
     assert not list((tmp_path / 'cache').rglob('*.partial'))
+
+  @pytest.mark.parametrize('block', [1, 3, 2**20])
+  @pytest.mark.parametrize('ending', ['ï'.encode('latin-1'), '½'.encode()[:1]])
+  def test_where_it_is_not_utf8(self, tmp_path, monkeypatch, block, ending):
+    monkeypatch.setattr(sources, '_BLOCK', block)
+    path = tmp_path / 'a.txt'
+    path.write_bytes('½½½ ab'.encode() + ending)
+    with pytest.raises(UserError, match='is not UTF-8 at byte 9;'):
+      list(sources._pieces(path, 4, ''))
 
   def test_a_word_cannot_be_split(self, make, tmp_path):
     (tmp_path / 'a.txt').write_text('word')

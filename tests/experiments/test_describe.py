@@ -155,3 +155,12 @@ def test_memory_is_told_in_bytes() -> None:
   total = sum(facts['state_bytes'].values()) + facts['activation_bytes']
   assert f' {total:,} │' in shown
   assert math.isclose(sum(facts['state_bytes'].values()), 16 * facts['params'])
+
+
+def test_memory_is_told_by_the_compiled_program_too() -> None:
+  """The state, less the gradient that lives within the step, and the batch are its arguments."""
+  facts = told(*processes.flags(processes.TINY), '--compiled')
+  held = sum(facts['state_bytes'].values()) - facts['state_bytes']['gradient']
+  parts = facts['compiled']['parts']
+  assert held < parts['arguments'] < held + 4096
+  assert facts['compiled']['peak'] == sum(parts.values())

@@ -65,6 +65,7 @@ def test_a_diverging_cell_is_charged_and_the_other_one_finishes(tmp_path: Path) 
 def test_a_cell_whose_process_is_killed_is_charged_and_the_others_finish(tmp_path: Path) -> None:
   workdir = tmp_path / 'run'
   args = [f'--workdir={workdir}', '--vary=relu,gelu', '--seeds=0..1', '--launch.workers=1']
+  args.append('--launch.retries=0')
   args += flags(SETTINGS | {'train.steps': 400})
   process = start('experiments.activations', *args)
 

@@ -1,48 +1,10 @@
-"""benchmark and generate, each from the command line."""
+"""generate, from the command line."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import pytest
-
 from tests import processes
-
-SMALL = processes.flags(processes.TINY)
-
-
-def test_benchmark_prints_one_object_with_the_agreed_names() -> None:
-  ran = processes.run('experiments.benchmark', *SMALL, '--json', '--seconds=0.05')
-  told = json.loads(ran.stdout)
-  assert told['what'] == 'train'
-  positive = ('tokens_per_s', 'step_ms', 'compile_s', 'mfu', 'peak_rss_mb')
-  assert all(told[name] > 0 for name in positive)
-  assert told['mfu'] < 1
-  tokens = told['batch'][0] * told['batch'][1]
-  assert abs(told['tokens_per_s'] * told['step_ms'] / 1e3 / tokens - 1) < 1e-6
-  assert told['params'] == processes.cell('x').config.model.vocab_size * 16 + 16 * 3 + 3072
-
-
-def test_benchmark_takes_turns_with_other_flags() -> None:
-  ours = ('--moe.experts=4', '--moe.router=bias', '--seconds=0.01', '--rounds=3', '--json')
-  for what in ('train', 'decode'):
-    flags = (*SMALL, *ours, f'--what={what}', '--prompt_tokens=3', '--new_tokens=5')
-    ran = processes.run('experiments.benchmark', *flags, '--against=--moe.experts=0')
-    assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert (told['what'], told['against']['what']) == (what, what)
-    assert told['params'] > told['against']['params']
-    assert told['against_flags'] == '--moe.experts=0'
-    rates = told['tokens_per_s'] / told['against']['tokens_per_s']
-    assert told['ratio'] == pytest.approx(rates)
-    assert sorted(told['ratio_by_round'])[1] == round(told['ratio'], 3)
-
-
-def test_benchmark_refuses_other_data() -> None:
-  ran = processes.run('experiments.benchmark', '--data.source=stdlib')
-  assert ran.returncode == 2
-  assert ran.stderr == 'error: --data.source=stdlib: benchmarks run on synthetic data\n'
 
 
 def test_generate_continues_a_trained_run(tmp_path: Path) -> None:
@@ -106,46 +68,3 @@ MISTAKES = {
   '--length_penalty=-1': '--length_penalty=-1.0: should be a number from 0 on',
   '--source=x': '--source: is for an encoder_decoder; give this model a --prompt',
 }
-
-
-def test_benchmark_of_decoding_beside_another_program() -> None:
-  theirs = 'echo "{\\"tokens_per_s\\": 100, \\"peer\\": \\"none\\"}"'
-  decode = ('--what=decode', '--prompt_tokens=3', '--new_tokens=5', '--seconds=0.01', '--rounds=3')
-  ran = processes.run(
-    'experiments.benchmark', *SMALL, *decode, '--json', f'--against_command={theirs}'
-  )
-  assert ran.returncode == 0, ran.stderr
-  told = json.loads(ran.stdout)
-  assert (told['what'], told['against']) == ('decode', {'tokens_per_s': 100, 'peer': 'none'})
-  assert told['ratio'] == pytest.approx(told['tokens_per_s'] / 100)
-  assert sorted(told['ratio_by_round'])[1] == round(told['ratio'], 3)
-  beams = processes.run('experiments.benchmark', *SMALL, *decode, '--json', '--beams=2')
-  assert json.loads(beams.stdout)['beams'] == 2
-
-
-@pytest.mark.parametrize(
-  ('flag', 'message'),
-  [
-    ('--what=sing', '--what=sing: choose from train, decode'),
-    ('--against=hello', "--against=hello: should be settings, as in '--ffn.activation=relu'"),
-    (
-      '--against=--moe.exprts=0',
-      "--against=--moe.exprts=0: Unknown command line flag 'moe.exprts'. Did you mean: "
-      'moe.experts ?',
-    ),
-    (
-      '--against=--model.num_heads=3',
-      '--model.num_heads=3: does not divide --model.d_model=16; choose a divisor or set '
-      '--model.head_dim',
-    ),
-    ('--new_tokens=0', '--new_tokens=0: below the least allowed, 1'),
-    (
-      '--against_command=echo no',
-      '--against_command=echo no: status 0, and no line of JSON with a tokens_per_s above 0; it '
-      'said: no',
-    ),
-  ],
-)
-def test_benchmark_refuses(flag: str, message: str) -> None:
-  ran = processes.run('experiments.benchmark', *SMALL, '--seconds=0.01', flag)
-  assert (ran.returncode, ran.stderr) == (2, f'error: {message}\n')

@@ -63,8 +63,17 @@ def run(config: Config, folder: Path, control: Control) -> dict:
       control.check()
       (folder / 'checkpoint').write_text(str(step))
       raise Stopped
-  return {'step': steps, 'eval/loss': 3.5, 'tokens_per_s': 12345.0, 'seconds': 0.1, 'data': 'd'}
+  done = {'step': steps, 'eval/loss': 3.5, 'tokens_per_s': 12345.0, 'seconds': 0.1, 'data': 'd'}
+  return done | {'node': os.environ.get('SLURMD_NODENAME', '')}
+
+
+def note_rank() -> None:
+  """Of several processes that srun has started: says which this is, in the run's folder."""
+  if 'SLURM_PROCID' in os.environ and int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
+    workdir = next(a for a in sys.argv if a.startswith('--workdir=')).partition('=')[2]
+    Path(workdir, f'rank-{os.environ["SLURM_PROCID"]}').write_text(os.environ['SLURMD_NODENAME'])
 
 
 if __name__ == '__main__':
+  note_rank()
   sys.exit(worker.main(run=run))

@@ -13,7 +13,7 @@ from launch_fakes import ROOT, make_cells
 
 from launch.cells import Cell, Claim, by_program, code_digest, stale, write_config
 from launch.files import read_json, tail, write_json
-from launch.machine import Seat, schedulable_cores, seats
+from launch.machine import Seat, crowded, schedulable_cores, seats
 from transformer.config import Config, config_hash, resolve
 from transformer.errors import UserError
 
@@ -104,7 +104,8 @@ def test_importing_the_launch_room_does_not_import_jax() -> None:
 
 
 def test_seats(monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr('launch.machine.schedulable_cores', lambda: [0, 1, 2, 5])
+  monkeypatch.setattr('launch.machine._cores', lambda: [0, 1, 2, 5])
+  monkeypatch.setattr('launch.machine._granted', lambda: None)
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert seats(0, 1) == [Seat()]
   assert seats(1, 9) == [Seat()]
@@ -112,6 +113,33 @@ def test_seats(monkeypatch: pytest.MonkeyPatch) -> None:
   assert seats(2, 9) == [Seat((0, 1), False), Seat((2, 5), False)]
   assert seats(3, 9) == [Seat((c,), True) for c in (0, 1, 2)]
   assert seats(5, 9) == [Seat((), True)] * 5
+  monkeypatch.setattr('launch.machine._granted', lambda: 2)  # any two of the four: no pinning
+  assert seats(0, 9) == [Seat((), True)] * 2
+  assert seats(1, 9) == [Seat()]
+
+
+def test_a_lone_worker_on_cpu_has_a_device_a_core_that_divides_the_rows(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  monkeypatch.setattr('launch.machine._cores', lambda: [0, 1, 2, 5])
+  monkeypatch.setattr('launch.machine._granted', lambda: None)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  monkeypatch.setenv('XLA_FLAGS', '')
+  assert [seats(1, 9, rows=n)[0].parts for n in (1, 2, 6, 8, 9)] == [1, 2, 3, 4, 3]
+  assert {seat.parts for seat in seats(0, 9, rows=8)} == {1}
+  flags = seats(1, 9, rows=8)[0].environment()['XLA_FLAGS']
+  assert '--xla_force_host_platform_device_count=4' in flags
+  assert '--xla_cpu_multi_thread_eigen=false' in flags
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=3')  # theirs stays
+  assert seats(1, 9, rows=8)[0].environment()['XLA_FLAGS'].count('device_count') == 1
+
+
+def test_slurm_grants_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr('launch.machine._cores', lambda: [0, 1, 2, 5])
+  monkeypatch.setenv('SLURM_CPUS_ON_NODE', '1')
+  assert (schedulable_cores(), crowded()) == ([0], True)
+  monkeypatch.setenv('SLURM_CPUS_ON_NODE', '4')
+  assert len(schedulable_cores()) <= 4
 
 
 def test_a_seat_adds_to_the_flags_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:

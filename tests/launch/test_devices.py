@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launch import devices
 from launch.machine import Seat, seats
+from transformer import hardware
 
 EIGHT = [str(i) for i in range(8)]
 
@@ -17,33 +17,33 @@ def _visible(found: list[Seat], variable: str = 'CUDA_VISIBLE_DEVICES') -> list[
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch):
   """Makes device files appear: pattern -> how many."""
-  for name in ('JAX_PLATFORMS', *(kind.variable for kind in devices.KINDS)):
+  for name in ('JAX_PLATFORMS', *(kind.variable for kind in hardware.KINDS)):
     monkeypatch.delenv(name, raising=False)
 
   def there(**files: int) -> None:
     known = {f'/dev/{name}[0-9]*': n for name, n in files.items()}
-    monkeypatch.setattr(devices.glob, 'glob', lambda pattern: ['file'] * known.get(pattern, 0))
+    monkeypatch.setattr(hardware.glob, 'glob', lambda pattern: ['file'] * known.get(pattern, 0))
 
   there()
   return there
 
 
 def test_a_machine_without_any_runs_on_cpu(machine) -> None:
-  assert devices.kind() is None
+  assert hardware.kind() is None
 
 
 def test_device_files_and_what_drives_them_are_both_needed(
   machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   machine(nvidia=8)
-  monkeypatch.setattr(devices.importlib.metadata, 'entry_points', lambda group: [])
-  assert devices.kind() is None
+  monkeypatch.setattr(hardware.importlib.metadata, 'entry_points', lambda group: [])
+  assert hardware.kind() is None
   entry = type('Entry', (), {'name': 'xla_cuda13'})
-  monkeypatch.setattr(devices.importlib.metadata, 'entry_points', lambda group: [entry])
-  assert devices.kind().name == 'cuda'
-  assert devices.kind().devices() == EIGHT
+  monkeypatch.setattr(hardware.importlib.metadata, 'entry_points', lambda group: [entry])
+  assert hardware.kind().name == 'cuda'
+  assert hardware.kind().devices() == EIGHT
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
-  assert devices.kind() is None
+  assert hardware.kind() is None
 
 
 def test_each_of_several_workers_has_a_device_of_its_own(

@@ -15,7 +15,7 @@ import pytest
 from launch_fakes import FAKE_WORKER, ROOT, executions, make_cells, result, until
 from rich.console import Console
 
-from launch import local, records
+from launch import engines, local, records
 from launch.cells import Claim, read_json, state, write_config, write_json
 from launch.lease import Leases
 from transformer.errors import UserError
@@ -280,8 +280,9 @@ def _run_with_lease(workdir: Path, cells: list, seconds: float) -> tuple[local.O
 def test_a_launch_is_cancelled_from_elsewhere(workdir: Path) -> None:
   process = _launcher(workdir, 'slow-a', 'slow-b')
   until(lambda: len(executions(workdir)) == 2)
-  (cancelled,) = records.cancel(workdir)
-  assert cancelled['pid'] == process.pid
+  (record,) = records.read(workdir)
+  assert record['pid'] == process.pid
+  assert len(engines.cancel(workdir)) == 1
   out, err = process.communicate(timeout=10)
   assert (out, process.returncode) == ('interrupted 0\n', 0), err
   assert all((c.folder(workdir) / 'checkpoint').exists() for c in make_cells('slow-a', 'slow-b'))

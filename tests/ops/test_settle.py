@@ -52,7 +52,7 @@ def test_what_is_wrong_or_cannot_run_is_passed_over_and_named(monkeypatch, capsy
   monkeypatch.setitem(grouped.IMPLEMENTATIONS, 'cpu', tried)
   assert grouped.settle(SHAPE) == 'looped'
   lines = capsys.readouterr().err.splitlines()
-  assert lines[0] == 'grouped product unknown_here: not used: no kernel'
+  assert lines[0] == 'grouped product unknown_here: not used: no kernel at 64 x 6 x 10'
   assert lines[1].startswith('grouped product wrong_value: not used: its value is off by 1.0e-02')
   assert lines[2].startswith('grouped product wrong_gradient: not used: its gradient by w is off')
   assert len(lines) == 3

@@ -10,9 +10,10 @@ import math
 import re
 from typing import Any
 
-from transformer import axes, spec
+from transformer import axes, hardware, spec
 from transformer.config import routing
 from transformer.config.data import check_source
+from transformer.config.placement import parse_distributed
 from transformer.config.settings import SETTINGS, Config
 from transformer.errors import UserError
 
@@ -41,7 +42,11 @@ def resolve(config: Config) -> Config:
     raise UserError(f'--data.batch_size={batch}: not divisible by --train.accumulate={parts}')
   if axes.parse_mesh(config.parallel.mesh) and config.parallel.mode == 'pmap':
     raise UserError('--parallel.mesh: is not for --parallel.mode=pmap; leave one of them out')
-  out['parallel.mode'] = 'pmap' if config.parallel.mode == 'pmap' else 'mesh'
+  distributed = parse_distributed(config.parallel.distributed) != 'off'
+  if distributed and config.parallel.mode == 'pmap':
+    raise UserError('--parallel.mode=pmap: is for one process; of several the mode is mesh')
+  if distributed or axes.parse_mesh(config.parallel.mesh):
+    out['parallel.mode'] = 'mesh'
   config = config.replace(**out)
   stacks = {'layers': widths(config)}
   if config.model.architecture == 'encoder_decoder':
@@ -88,6 +93,7 @@ def _model(config: Config) -> dict:
     )
   encoder_layers = model.num_encoder_layers
   return {
+    'model.dtype': hardware.fast_dtype() if model.dtype == 'auto' else model.dtype,
     'model.head_dim': head_dim,
     'model.v_head_dim': v_head_dim if v_head_dim != head_dim else 0,
     'model.num_kv_heads': kv_heads if kv_heads < heads else 0,
@@ -321,7 +327,9 @@ def hyper(config: Config) -> dict[str, float]:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-  return sort_settings(Config(), ('static', 'traced'))
+  # As before there was auto: what it comes to counts as any value, and old hashes stay.
+  before = Config().replace(**{'model.dtype': 'float32'})
+  return sort_settings(before, ('static', 'traced'))
 
 
 def result_settings(config: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:

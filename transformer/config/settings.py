@@ -78,9 +78,15 @@ class ModelConfig:
     0.0, 'chance that a row skips a branch of the last layer; falls to 0', low=0.0, high=0.95
   )
   dtype: str = setting(
-    'float32',
-    'compute type; parameters and optimizer state stay float32',
-    choices=('float32', 'bfloat16'),
+    'auto',
+    'compute type, auto: the fastest here; parameters and optimizer state stay float32',
+    choices=('auto', 'float32', 'bfloat16'),
+  )
+  remat: str = setting(
+    'none',
+    'of each block, what backward computes again: nothing, all, or all but matrix products',
+    kind='free',
+    choices=('none', 'full', 'dots'),
   )
   unroll: bool = setting(False, 'unroll the loop over layers (speed only)', kind='free')
 

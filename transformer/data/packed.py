@@ -24,6 +24,7 @@ from transformer.data.corpus import Corpus, Watch, origin, split
 from transformer.data.stream import PairStream, Stream
 from transformer.errors import UserError
 
+_MOST_TEXTS, _MOST_CHARACTERS = 256, 1_000_000  # encoded at once
 _FORMAT = 1  # of the cache; raised when what is written for the same input changes
 
 
@@ -182,12 +183,28 @@ def _write(
 ) -> int:
   """Appends each text to its side. Returns how many held-out ones do not come back whole."""
   texts, lossy = ((group, text) for group, *texts in documents for text in texts), 0
-  while some := list(itertools.islice(texts, 256)):
+  for some in _handfuls(texts):
     for (group, text), ids in zip(some, tokenizer.encode([t for _, t in some]), strict=True):
       side = held_out if holds_out(group) else train
       side.write(ids, text, int(np.count_nonzero(ids == tokenizer.unknown)))
       lossy += side is held_out and tokenizer.decode(ids) != text  # they tell enough
   return lossy
+
+
+def _handfuls(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+  """(group, text)s to be encoded at once: enough for all cores, and little memory.
+
+  The library keeps a hundred bytes and more of a token until it has encoded them all.
+  """
+  some, size = [], 0
+  for one in texts:
+    some.append(one)
+    size += len(one[1])
+    if len(some) == _MOST_TEXTS or size >= _MOST_CHARACTERS:
+      yield some
+      some, size = [], 0
+  if some:
+    yield some
 
 
 def _watched(items: Iterable, watch: Watch, doing: str, total: int) -> Iterator:

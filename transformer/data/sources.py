@@ -7,6 +7,7 @@ To add one: declare it in config/data.py, and register its body in SOURCES under
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import glob
@@ -36,6 +37,7 @@ SOURCES: dict[str, Callable] = spec.bodies('data.source')
 _MODULE_LIMIT = 60_000  # characters kept of one module of the standard library
 # Tests; tables (idna, code pages), 10 % of the held-out text if they land there.
 _SKIPPED = {'test', 'tests', 'idle_test', 'encodings', '__pycache__', 'site-packages'}
+_BLOCK = 2**20  # bytes of a file in memory at a time
 _FEW_FILES = 20  # with fewer, holding out whole files would miss the share by far
 
 
@@ -105,31 +107,43 @@ def text(declared: Any, config: Config) -> Corpus:
 
   def documents() -> Documents:
     for path in paths:
-      for k, piece in enumerate(_pieces(_read(path, flag), size)):
+      for k, piece in enumerate(_pieces(path, size, flag)):
         yield f'{os.path.relpath(path, root or ".")}#{k}', piece
 
   return Corpus(['text', file_states(paths)], dict(source='text', files=len(paths)), documents)
 
 
-def _read(path: str, flag: str) -> str:
+def _pieces(path: str, size: int, flag: str) -> Iterator[str]:
+  """Contiguous pieces of a file, of at most `size` characters, cut after a line where there is one.
+
+  Only a piece that is the whole file is in memory with all of it.
+  """
+  text, start = '', 0
+  for block in _blocks(path, _BLOCK if size < sys.maxsize else -1, flag):
+    text, start = text[start:] + block, 0
+    while len(text) - start > size:
+      end = text.rfind('\n', start, start + size) + 1 or start + size
+      yield text[start:end]
+      start = end
+  yield text[start:]
+
+
+def _blocks(path: str, size: int, flag: str) -> Iterator[str]:
+  """The text of a file, `size` bytes at a time; all at once if it is negative."""
+  decoder, begin = codecs.getincrementaldecoder('utf-8')(), 0
   try:
-    return Path(path).read_bytes().decode()
+    with open(path, 'rb') as file:
+      while block := file.read(size):
+        pending = len(decoder.getstate()[0])  # bytes of a character that is not yet whole
+        yield decoder.decode(block)
+        begin += len(block)
+      pending = len(decoder.getstate()[0])
+      decoder.decode(b'', final=True)
   except UnicodeDecodeError as e:
-    raise UserError(
-      f'{flag}: {path} is not UTF-8 at byte {e.start}; convert it or leave it out'
-    ) from e
+    at = begin - pending + e.start
+    raise UserError(f'{flag}: {path} is not UTF-8 at byte {at}; convert it or leave it out') from e
   except OSError as e:
     raise UserError(f'{flag}: {path} cannot be read ({e.strerror})') from e
-
-
-def _pieces(text: str, size: int) -> Iterator[str]:
-  """Contiguous pieces of at most `size` characters, cut after a line where there is one."""
-  start = 0
-  while len(text) - start > size:
-    end = text.rfind('\n', start, start + size) + 1 or start + size
-    yield text[start:end]
-    start = end
-  yield text[start:]
 
 
 def mix(declared: Any, config: Config) -> tuple[Corpus, ...]:

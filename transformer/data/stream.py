@@ -83,4 +83,4 @@ class PairStream(Stream):
 
 def mapped(folder: Path, name: str) -> np.ndarray:
   """What was written under this name, memory-mapped."""
-  return np.load(folder / f'{name}.npy', mmap_mode='r').view(np.ndarray)
+  return np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False).view(np.ndarray)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer import model
+from transformer import stacks
 from transformer.config import Config
 from transformer.decode import kept as keeping
 from transformer.decode.kept import Kept
@@ -136,7 +136,7 @@ def _read(config, rules, weights, state) -> tuple[jax.Array, Kept, jax.Array]:
   step_T = jnp.full(beams, length + state.made - 1)
   own_RS = slot_S[None] == kept.slot + beam_R[:, None]
   past_BRS = state.past_BRS | own_RS
-  slots = model.Slots(
+  slots = stacks.Slots(
     slot=kept.slot,
     mask_BTS=past_BRS & keeping.visible(config, step_T, step_S),
     positions_BT=keeping.positions_of(config, kept, step_T),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer import count, model, parametrization, spec
+from transformer import count, model, parametrization, spec, stacks
 from transformer.attention import TURNED
 from transformer.config import Config, routing
 from transformer.errors import UserError
@@ -54,7 +54,7 @@ def weights_for(config: Config, params: dict) -> dict:
 
   def cast(path: tuple, x: jax.Array) -> jax.Array:
     name = path_of(path)
-    matrix = name == model.TABLE_DV or parametrization.hidden(name)
+    matrix = name == stacks.TABLE_DV or parametrization.hidden(name)
     return x.astype(config.model.dtype) if matrix else x
 
   return jax.tree_util.tree_map_with_path(cast, model.by_layer(config, params))
@@ -168,11 +168,11 @@ def follow(config: Config, weights: dict, kept: Kept, token_B: jax.Array) -> tup
   return logits_BTV[:, -1], kept
 
 
-def _in_line(config: Config, kept: Kept, tokens: int) -> model.Slots:
+def _in_line(config: Config, kept: Kept, tokens: int) -> stacks.Slots:
   """The next so many slots, each a step after the one before."""
   step_T, step_S = kept.slot + jnp.arange(tokens), jnp.arange(kept.size)
   present_B1S = (step_S[None] >= kept.pad_B[:, None])[:, None]
-  return model.Slots(
+  return stacks.Slots(
     slot=kept.slot,
     mask_BTS=visible(config, step_T, step_S) & present_B1S,
     positions_BT=positions_of(config, kept, step_T),
@@ -198,7 +198,7 @@ def logits_of(
   weights: dict,
   kept: Kept,
   tokens_BT: jax.Array,
-  slots: model.Slots,
+  slots: stacks.Slots,
   memory_BSD: jax.Array | None = None,
 ) -> tuple[jax.Array, Kept]:
   """Logits of tokens that stand where `slots` says, and what is kept then."""
@@ -253,4 +253,4 @@ def _empty(config: Config, rows: int, size: int, turned: bool) -> dict:
   def layer() -> dict:
     return {'attention': {k: jnp.zeros((rows * n['K'], *shape)) for k, shape in shapes.items()}}
 
-  return {model.layer_name('layers', i): layer() for i in range(count.depth(config, 'layers'))}
+  return {stacks.layer_name('layers', i): layer() for i in range(count.depth(config, 'layers'))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformer import metrics
+from transformer import metrics, programs
 from transformer.checkpoint import load_params
 from transformer.config import Config
 from transformer.errors import UserError
@@ -22,6 +22,7 @@ def open_cell(folder: Path, which: str = 'newest') -> tuple[Config, dict, int]:
   """
   folder = cell_folder(folder)
   config = read_config(folder)
+  programs.keep(config.data.cache)
   step, params = load_params(folder / 'checkpoints', _step(folder, which), config)
   return config, params, step
 

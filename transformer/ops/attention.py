@@ -1,10 +1,13 @@
-"""Scaled dot-product attention: the reference."""
+"""Scaled dot-product attention."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
+from transformer.ops import cudnn
+from transformer.ops.backend import lone_cpu
+from transformer.ops.blocked import blocked
 from transformer.ops.product import product
 
 _MASKED = -1e30  # finite, so that a fully masked row gives a number and no NaN
@@ -18,15 +21,39 @@ def attention(
   scale: float | None = None,
   bias_NTS: jax.Array | None = None,
   cap: float = 0.0,
+  causal: bool = False,
 ) -> jax.Array:
   """softmax(q·k · scale + bias) v where mask allows (Vaswani et al. 2017, §3.2.1), in float32.
 
   N must be a multiple of K: neighbouring queries share a key/value head (Ainslie et al. 2023).
   mask_BTS: True where a query may look; a leading 1 broadcasts over the batch. Where a query may
   look nowhere, it gets the mean of all values: a number that means nothing, but a number.
-  scale: 1/√H unless given. cap: bounds the scores, as in `scores`.
+  scale: 1/√H unless given. cap: bounds the scores, as in `scores`. causal: the mask hides all that
+  is ahead of a query, and nobody asks what a query that may look nowhere gets.
   Returns out_BTNW, W the width of the values.
+
+  On a lone CPU in blocks that stay in cache where nothing is added to the scores; on a GPU by
+  cuDNN where `cudnn.settle` found it right; else as `reference`.
   """
+  scale = query_BTNH.shape[-1] ** -0.5 if scale is None else scale
+  if bias_NTS is None and not cap:
+    if lone_cpu():
+      return blocked(query_BTNH, key_BSKH, value_BSKW, mask_BTS, scale, causal)
+    if cudnn.is_right(query_BTNH, key_BSKH):
+      return cudnn.attention(query_BTNH, key_BSKH, value_BSKW, mask_BTS, scale)
+  return reference(query_BTNH, key_BSKH, value_BSKW, mask_BTS, scale, bias_NTS, cap)
+
+
+def reference(
+  query_BTNH: jax.Array,
+  key_BSKH: jax.Array,
+  value_BSKW: jax.Array,
+  mask_BTS: jax.Array,
+  scale: float | None = None,
+  bias_NTS: jax.Array | None = None,
+  cap: float = 0.0,
+) -> jax.Array:
+  """The same with all scores held at once."""
   weights_BNTS = weights(query_BTNH, key_BSKH, mask_BTS, scale, bias_NTS, cap)
   return mix(weights_BNTS, value_BSKW)
 

@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from transformer.ops.backend import lone_cpu
+from transformer.ops.cast import cast, turned
 
 Product = Callable[..., jax.Array]  # (spec, x, w) -> einsum, as `product`
+_WIDE = 512  # from this many columns on, turning the narrower operand costs less than it saves
 
 
 def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> jax.Array:
-  """einsum(spec, x, w) of operands in the type of `x`: the reference.
+  """einsum(spec, x, w) of operands in the type of `x`.
 
   spec: an einsum of two operands in shape letters, as in 'btd,df->btf'.
   The weight is cast to the compute type here, so master weights stay float32.
   out: type of the result, that of `x` unless given; float32 keeps what bfloat16 would round away.
+
+  On a lone CPU a linear map of rows is computed as `linear` does; else as `reference`.
   """
-  return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out or x.dtype)
+  x, w = jnp.asarray(x), jnp.asarray(w)  # of NumPy's, jax's own maps take none
+  out_type = jnp.dtype(out or x.dtype)
+  if not lone_cpu() or (form := _form(spec)) is None:
+    return reference(spec, x, w, out)
+  sizes = dict(zip(spec.partition(',')[0], x.shape, strict=True))
+  into = spec.partition(',')[2].partition('->')[0]
+  sizes |= zip(into, w.shape, strict=True)
+  K = prod(sizes[c] for c in form.contracted)
+  each = x.shape[: form.each]
+  x, w = x.reshape(*each, -1, K), w.reshape(*each, *((-1, K) if form.weight_last else (K, -1)))
+  function = functools.partial(_linear, out_type=out_type, weight_last=form.weight_last)
+  y = (jax.vmap(function) if each else function)(x, w)
+  return y.reshape(*(sizes[c] for c in form.out))
+
+
+def reference(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> jax.Array:
+  """The same by XLA's own einsum, forward and backward."""
+  return jnp.einsum(spec, x, cast(w, x.dtype), preferred_element_type=out or x.dtype)
 
 
 def by_weight(spec: str, x: jax.Array, w: jax.Array, out: str = 'float32') -> jax.Array:
@@ -27,3 +54,82 @@ def by_weight(spec: str, x: jax.Array, w: jax.Array, out: str = 'float32') -> ja
   multiplies bfloat16 into float32 twice as fast as into bfloat16.
   """
   return product(spec, x.astype(w.dtype), w, out)
+
+
+class Form(NamedTuple):
+  """A linear map of rows, by letters.
+
+  weight_last: the weight's last dimensions are summed over. each: 1 where the first dimension of
+  both operands counts maps, as of experts.
+  """
+
+  contracted: str
+  out: str
+  weight_last: bool
+  each: int
+
+
+@functools.cache
+def _form(spec: str) -> Form | None:
+  """How a product is a linear map of the rows of x; None if it is not one as the arrays lie."""
+  inputs, _, out = spec.partition('->')
+  x, _, w = inputs.partition(',')
+  whole, each = out, int(x[0] == w[0] == out[0])
+  x, w, out = x[each:], w[each:], out[each:]
+  contracted = ''.join(c for c in x if c in w and c not in out)
+  kept, new = x.removesuffix(contracted), ''.join(c for c in w if c not in contracted)
+  if not contracted or not kept or kept + contracted != x or kept + new != out:
+    return None
+  if w == contracted + new:
+    return Form(contracted, whole, False, each)
+  return Form(contracted, whole, True, each) if w == new + contracted else None
+
+
+def _linear(x_MK: jax.Array, w: jax.Array, out_type: jnp.dtype, weight_last: bool) -> jax.Array:
+  return linear(x_MK, w, out_type, weight_last)  # a custom_vjp takes these by place alone
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def linear(x_MK: jax.Array, w: jax.Array, out_type: jnp.dtype, weight_last: bool) -> jax.Array:
+  """x w, (M, N), of a weight (K, N), or (N, K) where its last dimension is summed over.
+
+  Operands in the type of x, sums in float32, also those of both gradients: XLA on CPU multiplies
+  bfloat16 into float32 twice as fast as into bfloat16, and autodiff would multiply mixed types.
+  """
+  return cast(_dot(x_MK, cast(w, x_MK.dtype), 1, int(weight_last)), out_type)
+
+
+def _linear_forward(x_MK: jax.Array, w: jax.Array, out_type: jnp.dtype, weight_last: bool) -> tuple:
+  like = jnp.zeros((), w.dtype)
+  w = cast(w, x_MK.dtype)
+  return cast(_dot(x_MK, w, 1, int(weight_last)), out_type), (x_MK, w, like)
+
+
+def _linear_backward(out_type: jnp.dtype, weight_last: bool, kept: tuple, g_MN: jax.Array) -> tuple:
+  x_MK, w, like = kept
+  g_MN = cast(g_MN, x_MK.dtype)
+  dx_MK = cast(_dot(g_MN, w, 1, 1 - int(weight_last)), x_MK.dtype)
+  dw = across(g_MN, x_MK) if weight_last else across(x_MK, g_MN)
+  return dx_MK, cast(dw, like.dtype)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def across(a_MK: jax.Array, b_MN: jax.Array) -> jax.Array:
+  """Σ_m a_mk b_mn, (K, N) in float32: a weight's gradient.
+
+  The narrower operand is turned first, as a sum over leading dimensions is slow on CPU.
+  """
+  K, N = a_MK.shape[1], b_MN.shape[1]
+  if max(K, N) < _WIDE and a_MK.dtype == jnp.float32:
+    return _dot(a_MK, b_MN, 0, 0)
+  if K <= N:
+    return _dot(turned(a_MK), b_MN, 1, 0)
+  return turned(_dot(turned(b_MN), a_MK, 1, 0))
+
+
+def _dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+  """Of matrices, summed over one dimension of each, in float32."""
+  dims = (((over_a,), (over_b,)), ((), ()))
+  return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
