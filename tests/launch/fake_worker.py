@@ -40,6 +40,8 @@ def run(config: Config, folder: Path, control: Control) -> dict:
     raise ValueError('no luck\nat all')
   if kind == 'nan':
     raise NonFinite('loss is nan at step 7')
+  if kind == 'oom':
+    raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes')
   if kind == 'full':
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / 'checkpoints'))
   if kind == 'further':

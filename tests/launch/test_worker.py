@@ -48,6 +48,16 @@ def test_a_failing_cell_is_recorded_and_the_next_one_runs(workdir: Path) -> None
   theirs.check()
 
 
+def test_a_cell_for_which_memory_is_too_small_is_tried_once(workdir: Path) -> None:
+  (cell,) = make_cells('oom-a')
+  for _ in range(2):
+    process = _start(workdir, [cell], '--launch=x', '--retries=2')
+    process.communicate(timeout=10)
+  failed = result(cell, workdir, 'failed.json')
+  assert (failed['cause'], failed['attempts']) == ('out of memory', 1)
+  assert executions(workdir) == {'oom-a': 1}
+
+
 def test_a_config_that_does_not_exist_or_parse_is_named(workdir: Path) -> None:
   cell = make_cells('a')[0]
   process = _start(workdir, [cell])
