@@ -58,6 +58,11 @@ class Control:
     """Whether to checkpoint now and raise Stopped."""
     return bool(self._stopping) or self._pruned
 
+  @property
+  def pruned(self) -> bool:
+    """Whether a search gave this cell up."""
+    return self._pruned
+
   def check(self) -> None:
     """Raises ClaimLost if another process has the cell; to call before each checkpoint."""
     self._claim.check()

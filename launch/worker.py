@@ -183,7 +183,7 @@ def _run_cell(
       raise
   except Exception as e:
     if _is_stop(e):
-      return not stopping  # else it was this cell alone that was to stop
+      return control.pruned and not stopping  # then this cell alone was to stop
     if full := _disk_full(e):
       raise full from e
     with contextlib.suppress(ClaimLost):

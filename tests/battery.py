@@ -13,6 +13,7 @@ import numpy as np
 
 from transformer import axes, count, spec
 from transformer.config import Config, resolve
+from transformer.ops import backend
 
 TINY = {
   'model.d_model': 16,
@@ -192,6 +193,16 @@ def compilations() -> Iterator[list[float]]:
     yield seconds
   finally:
     jax.monitoring.unregister_event_duration_listener(note)
+
+
+@contextlib.contextmanager
+def references() -> Iterator[None]:
+  """Within, programs are traced with all references: fast ways do other products than the model."""
+  backend._plain, before = True, backend._plain
+  try:
+    yield
+  finally:
+    backend._plain = before
 
 
 def dot_flops(jaxpr: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -56,6 +57,7 @@ CHANGED = {  # a value of every setting that is not the one of BASE
   'model.dropout': 0.1,
   'model.stochastic_depth': 0.2,
   'model.dtype': 'bfloat16',
+  'model.remat': 'dots',
   'model.unroll': True,
   'ffn.ratio': 2.0,
   'ffn.d_ff': 640,
@@ -119,7 +121,28 @@ CHANGED = {  # a value of every setting that is not the one of BASE
   'train.init': 'continue',
   'parallel.mode': 'pmap',
   'parallel.mesh': 'data:2',
+  'parallel.distributed': 'host:1234,0,2',
   'launch.workers': 3,
+  'launch.retries': 5,
+  'launch.per_task': 2,
+  'launch.throttle': 4,
+  'launch.nodes': 2,
+  'launch.cpus': 8,
+  'launch.memory': '16G',
+  'launch.gpus': 1,
+  'launch.grace': 60,
+  'launch.time': '4:00:00',
+  'launch.partition': 'gpu',
+  'launch.account': 'lab',
+  'launch.qos': 'high',
+  'launch.setup': 'module load cuda',
+  'launch.image': 'lab/isoffn',
+  'launch.namespace': 'lab',
+  'launch.volume': 'runs:sweep',
+  'launch.selector': 'gpu=h200',
+  'launch.tpu': 'tpu-v5p-slice',
+  'launch.tpu_topology': '2x2x4',
+  'launch.tpus': 8,
   'seed': 1,
   'plugin': '/dev/null',
 }
@@ -215,6 +238,7 @@ def test_hash_ignores_defaults_spelt_out():
 def test_a_setting_added_later_changes_no_hash(monkeypatch):
   configs = [resolve(Config().replace(**c)) for c in ({}, {'model.norm': 'layernorm'})]
   before = [config_hash(c) for c in configs]
+  sys.modules['transformer.config.resolve']._defaults.cache_clear()
   later = dataclasses.field(default=5, metadata=setting(5, 'later').metadata)
   later.name, later.type = 'train.later', 'int'
   monkeypatch.setitem(settings_module.SETTINGS, 'train.later', later)
