@@ -342,7 +342,7 @@ def test_batches_are_shared_out_by_row():
 @pytest.mark.parametrize(
   ('changes', 'kind'),
   [
-    ({}, parallel.MeshParallel),
+    ({}, parallel.PmapParallel),  # on CPU
     ({'parallel.mode': 'mesh'}, parallel.MeshParallel),
     ({'parallel.mode': 'pmap'}, parallel.PmapParallel),
     ({'parallel.mesh': 'tensor:2'}, parallel.MeshParallel),
@@ -354,7 +354,7 @@ def test_which_executor(changes, kind):
 
 
 def test_without_a_mesh_all_devices_share_the_batch():
-  executor = parallel.make(battery.tiny(**{'parallel.mesh': ''}))
+  executor = parallel.make(battery.tiny(**{'parallel.mesh': '', 'parallel.mode': 'mesh'}))
   batch = executor.put({'tokens': np.zeros((8, 9), np.int32)})
   assert {s.data.shape for s in batch['tokens'].addressable_shards} == {(1, 9)}
 
