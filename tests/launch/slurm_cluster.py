@@ -81,17 +81,21 @@ class Cluster:
         *options,
         f'--log-file={folder}/munge.log',
       )
-      until(lambda: (folder / 'munge.sock').exists())
+      until(lambda: (folder / 'munge.sock').exists(), 120)
       self._start('slurmctld', '-D')
       for node in NODES:
         self._start(f'slurmd-{node}', '-D', '-N', node)
-      until(lambda: self.run('sinfo', '-h', '-o', '%D %T') == '2 idle', 30)
+      until(self._is_up, 120)
     except AssertionError:
       self.close()
       raise Absent(f'Slurm is installed but does not start here: {self._errors()}') from None
     except BaseException:
       self.close()
       raise
+
+  def _is_up(self) -> bool:
+    assert all(daemon.poll() is None for daemon in self._daemons.values())
+    return self.run('sinfo', '-h', '-o', '%D %T') == '2 idle'
 
   def close(self) -> None:
     """Ends them."""
@@ -125,9 +129,9 @@ class Cluster:
       self.run('scontrol', 'update', f'JobId={task}', 'StartTime=now')
       return told() == 'RUNNING'
 
-    until(lambda: told() == 'PENDING', 30)
+    until(lambda: told() == 'PENDING', 120)
     time.sleep(2.5)  # within a second or two its node takes it for the one that was just ended
-    until(runs, 30)
+    until(runs, 120)
 
   def kill(self, node: str) -> None:
     """A node dies, with all that runs on it; then Slurm is told, which would notice in minutes."""
@@ -147,7 +151,9 @@ class Cluster:
         self._start(f'slurmd-{node}', '-D', '-N', node)
       self.run('scontrol', 'update', f'NodeName={node}', 'State=RESUME')
     self.run('scancel', '--me')
-    until(lambda: self.run('squeue', '-h') == '' and self.run('sinfo', '-h', '-o', '%D') == '2', 30)
+    until(
+      lambda: self.run('squeue', '-h') == '' and self.run('sinfo', '-h', '-o', '%D') == '2', 120
+    )
 
   def _start(self, name: str, *args: str) -> None:
     with open(self._folder / f'{name}.log', 'wb') as log:

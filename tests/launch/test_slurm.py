@@ -65,12 +65,14 @@ def test_an_array_of_four_cells(cluster: Cluster, workdir: Path) -> None:
   record = json.loads(json.dumps(slurm.submit(_job(workdir, cells, throttle=2))))
   assert len(record['cells']) == 4
   assert slurm.submit(_job(workdir, cells, throttle=2)) == record  # it is in the queue already
-  until(lambda: executions(workdir) == dict.fromkeys(('a', 'b', 'slow-c', 'fail-d'), 1), 30)
-  until(lambda: [state(c.folder(workdir)) for c in cells] == ['done', 'done', 'running', 'failed'])
-  until(lambda: sorted(slurm.states(record).values()) == ['gone', 'gone', 'gone', 'running'])
+  until(lambda: executions(workdir) == dict.fromkeys(('a', 'b', 'slow-c', 'fail-d'), 1), 120)
+  until(
+    lambda: [state(c.folder(workdir)) for c in cells] == ['done', 'done', 'running', 'failed'], 120
+  )
+  until(lambda: sorted(slurm.states(record).values()) == ['gone', 'gone', 'gone', 'running'], 120)
   assert slurm.states(record)[cells[2].folder_name] == 'running'
   (workdir / 'go').touch()
-  until(lambda: _states(record) == {'gone'}, 20)
+  until(lambda: _states(record) == {'gone'}, 120)
   assert state(cells[2].folder(workdir)) == 'done', _log(workdir)
   assert executions(workdir) == dict.fromkeys(('a', 'b', 'slow-c', 'fail-d'), 1)
 
@@ -84,7 +86,7 @@ def test_processes_of_two_nodes_run_a_cell_together(
   monkeypatch.delenv('XLA_FLAGS')
   cells = make_cells('a', 'b')
   record = slurm.submit(_job(workdir, cells, nodes=2, cpus=1, per_task=2))
-  until(lambda: _states(record) == {'gone'}, 60)
+  until(lambda: _states(record) == {'gone'}, 120)
   assert [state(c.folder(workdir)) for c in cells] == ['done', 'done'], _log(workdir)
   assert [(workdir / f'rank-{i}').read_text() for i in (0, 1)] == ['alpha', 'beta']
   assert executions(workdir) == {'a': 2, 'b': 2}  # the first led, the second followed
@@ -101,14 +103,14 @@ def test_before_its_limit_a_task_saves_its_state_and_is_requeued(
   record = slurm.submit(_job(workdir, cells, per_task=2))
   assert record['cells'] == [[c.folder_name for c in cells]]
   task = f'{record["array"]}_0'
-  until(lambda: executions(workdir), 30)
+  until(lambda: executions(workdir), 120)
   cluster.run('scancel', '--batch', '--signal=USR1', task)
   cluster.start_again(task)
   assert (cells[0].folder(workdir) / 'checkpoint').exists()
   assert _states(record) == {'running'}
-  until(lambda: executions(workdir)['slow-a'] == 2, 30)
+  until(lambda: executions(workdir)['slow-a'] == 2, 120)
   (workdir / 'go').touch()
-  until(lambda: _states(record) == {'gone'}, 20)
+  until(lambda: _states(record) == {'gone'}, 120)
   assert [state(c.folder(workdir)) for c in cells] == ['done', 'done'], _log(workdir)
   assert executions(workdir) == {'slow-a': 2, 'slow-b': 1}
 
@@ -127,12 +129,12 @@ def test_training_that_was_requeued_equals_the_undisturbed_and_its_code_is_the_s
   calm = processes.start_worker(workdir.with_name('calm'), cell)
   record = slurm.submit(_job(workdir, [cell], report=True))
   task = f'{record["array"]}_0'
-  until(lambda: (read_json(folder / 'heartbeat.json') or {}).get('step', 0) > 20, 60)
+  until(lambda: (read_json(folder / 'heartbeat.json') or {}).get('step', 0) > 20, 120)
   cluster.run('scancel', '--batch', '--signal=USR1', task)
   cluster.start_again(task)
   (saved,) = processes.saved_steps(folder)
   assert 20 < saved < 400
-  until(lambda: _states(record) == {'gone'}, 60)
+  until(lambda: _states(record) == {'gone'}, 120)
   assert state(folder) == 'done', _log(workdir)
   assert calm.wait(60) == 0
   other = cell.folder(workdir.with_name('calm'))
@@ -142,7 +144,7 @@ def test_training_that_was_requeued_equals_the_undisturbed_and_its_code_is_the_s
   provenance = json.loads((folder / 'provenance.json').read_text())
   assert len(provenance['earlier_sittings']) == 1
   assert provenance['git_commit'] == (code / 'COMMIT').read_text()
-  until(lambda: 'experiment.json' in _log(workdir), 30)  # what the report misses, once all is done
+  until(lambda: 'experiment.json' in _log(workdir), 120)  # what the report misses, once all is done
 
 
 @on_slurm
@@ -151,10 +153,10 @@ def test_what_is_cancelled_saves_its_state_and_does_not_come_back(
 ) -> None:
   cells = make_cells('slow-a', 'slow-b')
   record = slurm.submit(_job(workdir, cells, throttle=1))
-  until(lambda: executions(workdir), 30)
+  until(lambda: executions(workdir), 120)
   assert sorted(slurm.states(record).values()) == ['running', 'waiting']
   slurm.cancel(record)
-  until(lambda: _states(record) == {'gone'}, 20)
+  until(lambda: _states(record) == {'gone'}, 120)
   begun = [(c.folder(workdir) / 'checkpoint').exists() for c in cells]
   assert begun == [True, False], _log(workdir)
   assert not any((c.folder(workdir) / 'claim.json').exists() for c in cells)
@@ -168,11 +170,11 @@ def test_a_node_that_is_drained_in_mid_run_finishes_its_task(
 ) -> None:
   cells = make_cells('slow-a', 'b')
   record = slurm.submit(_job(workdir, cells, throttle=1))
-  until(lambda: executions(workdir), 30)
+  until(lambda: executions(workdir), 120)
   first = cluster.node_of(f'{record["array"]}_0')
   cluster.run('scontrol', 'update', f'NodeName={first}', 'State=drain', 'Reason=test')
   (workdir / 'go').touch()
-  until(lambda: _states(record) == {'gone'}, 30)
+  until(lambda: _states(record) == {'gone'}, 120)
   assert [state(c.folder(workdir)) for c in cells] == ['done', 'done'], _log(workdir)
   assert executions(workdir) == {'slow-a': 1, 'b': 1}
   other = {'alpha': 'beta', 'beta': 'alpha'}[first]
@@ -184,13 +186,13 @@ def test_the_task_of_a_node_that_dies_is_run_on_another(cluster: Cluster, workdi
   cells = make_cells('slow-a', 'b')
   record = slurm.submit(_job(workdir, cells, throttle=1))
   task = f'{record["array"]}_0'
-  until(lambda: executions(workdir), 30)
+  until(lambda: executions(workdir), 120)
   first = cluster.node_of(task)
   cluster.kill(first)
   cluster.start_again(task)
-  until(lambda: executions(workdir)['slow-a'] == 2, 30)
+  until(lambda: executions(workdir)['slow-a'] == 2, 120)
   (workdir / 'go').touch()
-  until(lambda: _states(record) == {'gone'}, 30)
+  until(lambda: _states(record) == {'gone'}, 120)
   assert [state(c.folder(workdir)) for c in cells] == ['done', 'done'], _log(workdir)
   assert executions(workdir) == {'slow-a': 2, 'b': 1}
   assert first not in [result(c, workdir)['node'] for c in cells]
@@ -202,10 +204,10 @@ def test_a_task_that_never_gets_further_is_given_up(cluster: Cluster, workdir: P
   cells = make_cells('slow-a')
   record = slurm.submit(_job(workdir, cells, retries=0))
   task = f'{record["array"]}_0'
-  until(lambda: executions(workdir), 30)
+  until(lambda: executions(workdir), 120)
   cluster.run('scancel', '--batch', '--signal=USR1', task)
   cluster.start_again(task)
-  until(lambda: _states(record) == {'gone'}, 30)
+  until(lambda: _states(record) == {'gone'}, 120)
   failed = result(cells[0], workdir, 'failed.json')
   assert (failed['cause'], failed['attempts']) == ('time limit', 1), _log(workdir)
   assert failed['message'] == 'started 1 times without getting any further'

@@ -40,7 +40,7 @@ def _start(path: Path, index: int = 0, **env: str) -> subprocess.Popen:
 
 def _run(path: Path, index: int = 0, **env: str) -> tuple[int, str]:
   process = _start(path, index, **env)
-  said = process.communicate(timeout=60)[1]
+  said = process.communicate(timeout=120)[1]
   return process.returncode, said
 
 
@@ -66,10 +66,10 @@ def test_asked_to_stop_however_often_it_saves_and_is_continued(
   cells = make_cells('slow-a')
   path = _deal(workdir, cells)
   process = _start(path)
-  until(lambda: executions(workdir), 30)
+  until(lambda: executions(workdir), 120)
   for _ in range(3):
     process.send_signal(number)
-  process.communicate(timeout=20)
+  process.communicate(timeout=120)
   assert process.returncode == STOPPED
   assert (cells[0].folder(workdir) / 'checkpoint').exists()
   assert not (cells[0].folder(workdir) / 'claim.json').exists()
@@ -84,9 +84,9 @@ def test_what_never_gets_further_is_given_up_but_saved_steps_count(workdir: Path
 
   def stop(count: int) -> None:
     process = _start(path)
-    until(lambda: executions(workdir)['slow-a'] == count, 30)
+    until(lambda: executions(workdir)['slow-a'] == count, 120)
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
 
   stop(1)
   stop(2)
@@ -111,7 +111,7 @@ def test_pods_of_one_job_run_a_cell_together(workdir: Path) -> None:
   given = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{free_ports(1)[0]}', 'JAX_NUM_PROCESSES': '2'}
   given |= {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
   pods = [_start(path, JOB_COMPLETION_INDEX=str(rank), **given) for rank in (0, 1)]
-  said = [pod.communicate(timeout=100)[1] for pod in pods]
+  said = [pod.communicate(timeout=120)[1] for pod in pods]
   assert [state(c.folder(workdir)) for c in cells] == ['done', 'failed'], said
   assert executions(workdir) == {'a': 2, 'fail-b': 2}
   assert pods[0].returncode == task.FAILED, said
