@@ -69,8 +69,11 @@ def axes_of(text: str, flag: str) -> dict[str, list]:
     if name in found:
       raise UserError(f'--{flag}={text}: {name} is named twice')
     found[name] = list(_values(name, values, f'--{flag}={text}'))
-    if twice := next((v for i, v in enumerate(found[name]) if v in found[name][:i]), None):
-      raise UserError(f'--{flag}={text}: {name} has the value {twice} twice')
+    seen: set = set()
+    for value in found[name]:
+      if value in seen:
+        raise UserError(f'--{flag}={text}: {name} has the value {value} twice')
+      seen.add(value)
   return found
 
 

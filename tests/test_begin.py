@@ -141,6 +141,7 @@ def test_a_cell_is_stale_once_its_origin_is_another(origin: Path, tmp_path: Path
   path.write_text(kept)
 
 
+@pytest.mark.exhaustive
 def test_the_terminal_is_told_what_is_reset(origin: Path, tmp_path: Path) -> None:
   settings = flags(TINY | OURS | {'train.steps': 1, 'train.init_from': origin})
   ran = run('experiments.train', f'--workdir={tmp_path / "run"}', *settings)

@@ -30,7 +30,7 @@ RANDOM = ('scores',)
   ('setting', 'widths', 'grow'),
   [
     ('model.d_model', (64, 256), ('logits', CHANGE, 'out', 'down', 'stream_ffn')),
-    ('ffn.d_ff', (64, 512), ('down', 'stream_ffn')),
+    pytest.param(*('ffn.d_ff', (64, 512), ('down', 'stream_ffn')), marks=pytest.mark.exhaustive),
   ],
 )
 def test_sizes_stay_under_mup_and_grow_under_the_standard_rule(setting, widths, grow):

@@ -193,7 +193,10 @@ def test_layers_keep_their_numbers_where_shapes_differ() -> None:
     {'model.norm_placement': 'post', 'model.bias': True, 'ffn.bias': True},
     {'model.dtype': 'bfloat16', 'model.tied': False, 'model.positions': 'learned'},
     {'model.architecture': 'encoder', 'model.head': 'transform', 'model.token_types': 2},
-    SOURCE | {'model.norm_placement': 'sandwich', 'model.qk_norm': True},
+    pytest.param(
+      SOURCE | {'model.norm_placement': 'sandwich', 'model.qk_norm': True},
+      marks=pytest.mark.exhaustive,
+    ),
   ],
   ids=str,
 )
@@ -271,6 +274,7 @@ def test_executors_agree_with_one_device(layout: dict) -> None:
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_replay_goes_through_a_source_first() -> None:
   """The order of the tensors of a step: encoder, its norm, decoder; gradients the other way."""
   config = tiny(**SOURCE)

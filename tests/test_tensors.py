@@ -177,7 +177,8 @@ def operands(config: Config) -> Counter:
     return [None if isinstance(x, Literal) else of[x] for x in jaxpr.outvars]
 
   weights = abstract(config)
-  jaxpr = jax.make_jaxpr(lambda t, w: logits(config, w, t))(batch(config), weights).jaxpr
+  with battery.references():
+    jaxpr = jax.make_jaxpr(lambda t, w: logits(config, w, t))(batch(config), weights).jaxpr
   walk(jaxpr, [jaxpr.invars[0]] + [None] * (len(jaxpr.invars) - 1), 1)
   found = Counter()
   for var in read:
@@ -218,7 +219,8 @@ def residual_bytes(config: Config) -> int:
   def residuals(weights: dict, tokens: jax.Array) -> list:
     return jax.tree.leaves(jax.vjp(lambda w: objective_of(config, w, tokens), weights)[1])
 
-  leaves = jax.eval_shape(residuals, weights, batch(config))
+  with battery.references():
+    leaves = jax.eval_shape(residuals, weights, batch(config))
   return sum(x.size * x.dtype.itemsize for x in leaves if x.shape not in own)
 
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.processes import TINY, flags, read, run, start, until
 
 STEPS = 8
@@ -142,6 +144,7 @@ def test_interrupted_continued_repeated_rebuilt_and_redone(tmp_path: Path) -> No
   assert _done(workdir) == new
 
 
+@pytest.mark.exhaustive
 def test_a_cell_begun_on_other_data_is_redone_when_asked(tmp_path: Path) -> None:
   workdir = tmp_path / 'run'
   settings = SETTINGS | _corpus(tmp_path / 'corpus')

@@ -39,6 +39,7 @@ def test_one_object_with_the_agreed_names_and_a_trace(tmp_path: Path) -> None:
   assert list(tmp_path.rglob('perfetto_trace.json.gz'))
 
 
+@pytest.mark.exhaustive
 def test_turns_with_other_flags() -> None:
   ours = ('--what=decode', '--prompt_tokens=3', '--new_tokens=5', '--moe.experts=4')
   [facts] = told(*ours, '--moe.router=bias', '--against=--moe.experts=0', '--rounds=3')

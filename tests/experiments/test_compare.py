@@ -107,6 +107,7 @@ def test_a_mistake_is_one_line(wrong: tuple[str, ...]) -> None:
   assert refusal('compare', *wrong) == MISTAKES[wrong]
 
 
+@pytest.mark.exhaustive
 def test_cells_of_other_batches_share_no_reference_and_each_has_its_own_data(
   tmp_path: Path,
 ) -> None:

@@ -209,6 +209,7 @@ def test_rows_go_in_and_out(name: str, end: int | None) -> None:
     np.testing.assert_allclose(found[..., 0], wanted.mean(-1), atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_without_an_end_token_ids_go_up(tmp_path: Path) -> None:
   source = goldens.copy('llama', tmp_path / 'llama')
   words(source, 53, end='')
@@ -221,6 +222,7 @@ def test_without_an_end_token_ids_go_up(tmp_path: Path) -> None:
   assert same_bits(goldens.tensors(tmp_path / 'out'), goldens.tensors(source))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('name', ['bert', 'marian', 'mistral'])
 def test_without_a_tokenizer(name: str, tmp_path: Path) -> None:
   """Ids are then those that its config.json tells of, as data.source=tokens reads them."""
@@ -246,6 +248,7 @@ def test_without_a_tokenizer(name: str, tmp_path: Path) -> None:
     assert tree.get(key) == was.get(key)
 
 
+@pytest.mark.exhaustive
 def test_a_trained_run_becomes_a_llama(tmp_path: Path) -> None:
   texts(tmp_path)
   settings = processes.TINY | {

@@ -81,6 +81,7 @@ def test_groups_and_parts_add_up(run: Path) -> None:
   )
 
 
+@pytest.mark.exhaustive
 def test_a_part_of_what_it_was_trained_on_is_held_out_all_other_text_is_whole(run: Path) -> None:
   folder = run.parent
   part = evaluate(run, f'--data.source=jsonl:{folder}/notes.jsonl')
@@ -104,6 +105,7 @@ def corp(tmp_path_factory: pytest.TempPathFactory) -> Path:
   return train(folder, **{'data.source': f'text:{folder}/*.txt', 'data.tokenizer': 'byte'})
 
 
+@pytest.mark.exhaustive
 def test_text_it_was_trained_on_is_told_by_its_files_however_spelt(corp: Path) -> None:
   folder, link = corp.parent, corp.parent / 'linked'
   own = evaluate(corp)

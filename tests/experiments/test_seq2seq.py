@@ -203,6 +203,7 @@ def unigram(folder: Path) -> float:
   return -sum(math.log((counts[t] + 1) / total) for t in targets[1]) / len(targets[1])
 
 
+@pytest.mark.exhaustive
 def test_an_encoder_is_told_in_nats_per_masked_token(tmp_path: Path) -> None:
   (tmp_path / 'a.txt').write_text('some words, and more of them. ' * 40)
   (tmp_path / 'b.txt').write_text('other words of another text. ' * 40)

@@ -167,6 +167,7 @@ def _until(moment: Callable[[], object], process: subprocess.Popen, seconds: flo
   return time.monotonic() - begun
 
 
+@pytest.mark.exhaustive
 def test_a_real_team_whose_process_is_killed_ends_as_one_left_alone(tmp_path: Path) -> None:
   c = _cell('data:2')
   folder = c.folder(tmp_path)

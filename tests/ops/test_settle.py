@@ -79,7 +79,14 @@ def test_where_all_are_wrong_nothing_runs(monkeypatch):
     grouped.settle(SHAPE)
 
 
-@pytest.mark.parametrize('shape', [{}, {'train.accumulate': 2, 'ffn.hidden_layers': 2}], ids=str)
+@pytest.mark.parametrize(
+  'shape',
+  [
+    {},
+    pytest.param({'train.accumulate': 2, 'ffn.hidden_layers': 2}, marks=pytest.mark.exhaustive),
+  ],
+  ids=str,
+)
 def test_the_shapes_are_those_of_the_run(shape, monkeypatch):
   """Every product that a step traces has been settled before."""
   from transformer import train
