@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import devices
-from transformer import hardware
+from transformer import count, hardware, memory
 from transformer.config import Config
 
 _ONE_THREAD = '--xla_cpu_multi_thread_eigen=false'
@@ -77,11 +77,23 @@ def seats(workers: int, cells: int, each: int = 1, rows: int = 1) -> list[Seat]:
 
 
 def rows_of(configs: Sequence[Config]) -> int:
-  """What every micro-batch is a multiple of; 1 where a run says itself how it lies on devices."""
+  """What every micro-batch is a multiple of; 1 where a batch is not to be shared out over cores.
+
+  That is where a run says itself how it lies on devices, and where a state a core would fill more
+  than a quarter of the memory.
+  """
   places = (config.parallel for config in configs)
-  if any(p.mesh or p.mode != 'auto' or p.distributed != 'off' for p in places):
+  if not configs or any(p.mesh or p.mode != 'auto' or p.distributed != 'off' for p in places):
     return 1
-  return math.gcd(*(c.data.batch_size // c.train.accumulate for c in configs)) or 1
+  largest = max(configs, key=count.params)
+  if len(schedulable_cores()) * sum(memory.state(largest).values()) > _memory() / 4:
+    return 1
+  return math.gcd(*(c.data.batch_size // c.train.accumulate for c in configs))
+
+
+def _memory() -> int:
+  """Bytes of this machine."""
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def schedulable_cores() -> list[int]:

@@ -13,7 +13,8 @@ from launch_fakes import ROOT, make_cells
 
 from launch.cells import Cell, Claim, by_program, code_digest, stale, write_config
 from launch.files import read_json, tail, write_json
-from launch.machine import Seat, crowded, schedulable_cores, seats
+from launch.machine import Seat, crowded, rows_of, schedulable_cores, seats
+from transformer import count
 from transformer.config import Config, config_hash, resolve
 from transformer.errors import UserError
 
@@ -132,6 +133,19 @@ def test_a_lone_worker_on_cpu_has_a_device_a_core_that_divides_the_rows(
   assert '--xla_cpu_multi_thread_eigen=false' in flags
   monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=3')  # theirs stays
   assert seats(1, 9, rows=8)[0].environment()['XLA_FLAGS'].count('device_count') == 1
+
+
+def test_a_state_a_core_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+  """1,000 parameters have 16 kB of state with AdamW's moments and the gradient."""
+  config = resolve(Config().replace(**{'data.source': 'synthetic', 'data.batch_size': 12}))
+  monkeypatch.setattr('launch.machine.schedulable_cores', lambda: [0, 1, 2])
+  enough = 4 * 3 * 16 * count.params(config)
+  monkeypatch.setattr('launch.machine._memory', lambda: enough)
+  assert rows_of([config]) == 12
+  assert rows_of([config, config.replace(**{'train.accumulate': 3})]) == 4
+  assert rows_of([config, config.replace(**{'parallel.mode': 'pmap'})]) == 1
+  monkeypatch.setattr('launch.machine._memory', lambda: enough - 1)
+  assert rows_of([config]) == 1
 
 
 def test_slurm_grants_cores(monkeypatch: pytest.MonkeyPatch) -> None:
