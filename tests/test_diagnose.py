@@ -216,6 +216,7 @@ def test_every_shape_of_model_has_rows(changes: dict) -> None:
   assert cross == ({'largest_cross_score/1', 'largest_cross_score/2'} if both else set())
 
 
+@pytest.mark.exhaustive
 def test_of_experts_there_is_what_they_add_and_what_trains_them() -> None:
   """A router's bias is read where it is kept; a dense layer beside them keeps its rows."""
   config = tiny(**{'moe.experts': 3, 'moe.router': 'bias', 'moe.layers': '1'})

@@ -118,6 +118,7 @@ def test_a_panel_holds_its_bands_and_few_labels(axes):
   assert axes.get_ylim()[1] > 130
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings('error::UserWarning')
 def test_pictures_have_room(run_folder):
   assert plots.draw(load(run_folder(spikes={'relu-seed1': (250,)}, inside=True)))

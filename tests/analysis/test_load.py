@@ -256,6 +256,7 @@ def test_other_budgets_and_other_ngrams_are_not_called_equal(folder):
   assert found.notes == ('the folders have other n-gram losses, so none are shown',)
 
 
+@pytest.mark.exhaustive
 def test_a_report_of_another_kind_leaves_no_picture_of_the_one_before(folder):
   a, b = (folder(name, rate) for name, rate in RATES.items())
   out = report.write([a, b], BY, out=a.parent / 'both').out

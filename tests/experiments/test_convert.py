@@ -153,6 +153,7 @@ def begin_from(run: Path, config: Config, params: dict, folder: Path) -> None:
     np.testing.assert_allclose(x, was[path], atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_run_goes_on_with_experts(run: Path, tmp_path: Path) -> None:
   out, text = tmp_path / 'moe', 'experts=3, layers=last(1)'
   said = convert(run, out, f'--upcycle={text}')

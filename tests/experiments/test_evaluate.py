@@ -123,6 +123,7 @@ def test_text_it_was_trained_on_is_told_by_its_files_however_spelt(corp: Path) -
   assert other['bytes'] == (folder / 'a.txt').stat().st_size
 
 
+@pytest.mark.exhaustive
 def test_text_shared_in_part_or_cut_otherwise_is_refused(corp: Path) -> None:
   folder = corp.parent.resolve()
   (folder / 'd.md').write_text('Nobody has seen this.')
@@ -161,6 +162,7 @@ def test_a_stride_gives_context(run: Path) -> None:
   assert 'each token from 14 tokens before it or more' in ran.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_ids_has_no_bytes(tmp_path: Path) -> None:
   rng = np.random.default_rng(0)
   for name, count in (('train', 4000), ('val_a', 500), ('val_b', 300)):

@@ -49,6 +49,7 @@ def test_it_names_the_first_tensor_that_is_not_finite(workdir: Path) -> None:
   assert sum(line.split()[-1:] == ['NO'] for line in shown.splitlines()) >= 1
 
 
+@pytest.mark.exhaustive
 def test_a_good_step_shows_its_largest_values(workdir: Path, tmp_path: Path) -> None:
   args = flags(SETTINGS | {'optim.name': 'adamw', 'train.steps': 2})
   assert run('experiments.train', f'--workdir={tmp_path / "good"}', *args).returncode == 0

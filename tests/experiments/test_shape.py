@@ -47,6 +47,7 @@ def test_a_mistake_is_one_line(wrong: str) -> None:
   assert refusal('shape', wrong) == MISTAKES[wrong]
 
 
+@pytest.mark.exhaustive
 def test_a_tiny_run_from_flags_to_report(tmp_path: Path) -> None:
   """With another d_model in each cell; and the folder refuses what would not compare."""
   workdir = tmp_path / 'run'

@@ -39,8 +39,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(ops, '_QUERIES', 4)  # so that there are blocks, the last one short
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize(
+  ('name', 'dtype'),
+  [*((name, 'float32') for name in CASES), ('causal', 'bfloat16'), ('shared heads', 'bfloat16')],
+)
 def test_value_and_gradients(name, dtype, monkeypatch):
   heads, causal, segments = CASES[name]
   if name == 'causal, packed':
