@@ -16,7 +16,6 @@ import datetime
 import functools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from transformer import count, flags, provenance
@@ -84,7 +83,7 @@ def largest(base: Config, memory: float) -> dict:
   def parts(heads: int) -> dict[str, int]:
     return of.memory(footprint.compiled(_of(base, heads)))
 
-  heads = widest(lambda n: parts(n)['peak'], memory, _MOST)
+  heads = footprint.widest(lambda n: parts(n)['peak'], memory, _MOST)
   if not heads:
     return {'heads': 0, 'd_model': 0, 'params': 0}
   config = _of(base, heads)
@@ -95,24 +94,6 @@ def largest(base: Config, memory: float) -> dict:
 
 def _of(base: Config, heads: int) -> Config:
   return resolve(base.replace(**{'model.d_model': _HEAD * heads, 'model.num_heads': heads}))
-
-
-def widest(peak: Callable[[int], float], memory: float, most: int) -> int:
-  """The largest n up to `most` with peak(n) <= memory, for a peak that grows; 0 if there is none.
-
-  Few calls, as each compiles: memory grows about linearly to quadratically with width, so the
-  next guess is where the line through the last two would reach it.
-  """
-  low, high = 0, most + 1  # fits, does not
-  at, last = min(8, most), None
-  while high - low > 1:
-    size = peak(at)
-    low, high = (at, high) if size <= memory else (low, at)
-    slope = (size - last[1]) / (at - last[0]) if last and last[0] != at else size / at
-    last = (at, size)
-    guess = round(at + (memory - size) / slope) if slope > 0 else (low + high) // 2
-    at = min(max(guess, low + 1), high - 1)
-  return low
 
 
 def _page(asked: Config, found: list[dict]) -> str:

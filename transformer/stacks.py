@@ -204,7 +204,8 @@ class Stacks(nn.Module):
       x_BTD = self._transformed(x_BTD)
     x_BTD *= parametrization.logit_scale(self.config)
     bias_V = unembed.get('bias')
-    if not self.logits and is_fused():
+    rows = x_BTD.shape[0] * x_BTD.shape[1]
+    if not self.logits and is_fused(rows, m.vocab_size):
       return Unembedding(x_BTD, unembed.get('table', table_VD), bias_V, m.logit_cap)
     if self.by_layer:
       table_DV = self.get_variable('params', TABLE_DV)

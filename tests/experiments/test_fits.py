@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from experiments import fits
 from tests import processes
+from transformer.measure import footprint
 
 
 @pytest.mark.parametrize('growth', [lambda n: n, lambda n: n * n + 5, lambda n: 3 * n + n**2 / 7])
@@ -20,10 +20,11 @@ def test_the_widest_that_fits_is_found_in_few_steps(growth, answer: int) -> None
     return growth(n)
 
   memory = growth(answer) + 0.1 if answer else growth(1) - 0.1
-  assert fits.widest(peak, memory, 512) == answer
+  assert footprint.widest(peak, memory, 512) == answer
   assert len(calls) == len(set(calls)) <= 12
 
 
+@pytest.mark.exhaustive
 def test_more_fits_when_more_is_computed_again() -> None:
   shape = ('--model.num_layers=2', '--model.vocab_size=64', '--data.seq_len=64')
   ran = processes.run(

@@ -16,6 +16,11 @@ FAST = ('btd,df->btf', 'btd,dnh->btnh', 'btnh,nhd->btd', 'btd,vd->btv', 'egcd,ed
 PLAIN = ('bnts,bsnh->btnh', 'btd,de->etb')
 
 
+@pytest.fixture(autouse=True)
+def tiny_too(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr(ops, '_LEAST', 0)
+
+
 def arrays(spec: str, dtype: str) -> list[jax.Array]:
   sizes = SIZES | {'s': 4}
   x, w = spec.partition('->')[0].split(',')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -41,3 +42,21 @@ def compiled(config: Config) -> jax.stages.Compiled:
   """The training step of a resolved config; no array of the state is made."""
   programs.keep(config.data.cache)
   return train.Program(config).lowered(config).compile()
+
+
+def widest(peak: Callable[[int], float], memory: float, most: int) -> int:
+  """The largest n up to `most` with peak(n) <= memory, for a peak that grows; 0 if there is none.
+
+  Few calls, as each compiles: memory grows about linearly to quadratically with width, so the
+  next guess is where the line through the last two would reach it.
+  """
+  low, high = 0, most + 1  # fits, does not
+  at, last = min(8, most), None
+  while high - low > 1:
+    size = peak(at)
+    low, high = (at, high) if size <= memory else (low, at)
+    slope = (size - last[1]) / (at - last[0]) if last and last[0] != at else size / at
+    last = (at, size)
+    guess = round(at + (memory - size) / slope) if slope > 0 else (low + high) // 2
+    at = min(max(guess, low + 1), high - 1)
+  return low

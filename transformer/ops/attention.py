@@ -10,6 +10,7 @@ from transformer.ops.backend import lone_cpu
 from transformer.ops.blocked import blocked
 from transformer.ops.product import product
 
+_LEAST = 2**13  # scores of a row: with fewer, blocks take longer to compile than they save
 _MASKED = -1e30  # finite, so that a fully masked row gives a number and no NaN
 
 
@@ -32,12 +33,13 @@ def attention(
   is ahead of a query, and nobody asks what a query that may look nowhere gets.
   Returns out_BTNW, W the width of the values.
 
-  On a lone CPU in blocks that stay in cache where nothing is added to the scores; on a GPU by
+  On a lone CPU in blocks that stay in cache where nothing is added to many scores; on a GPU by
   cuDNN where `cudnn.settle` found it right; else as `reference`.
   """
   scale = query_BTNH.shape[-1] ** -0.5 if scale is None else scale
   if bias_NTS is None and not cap:
-    if lone_cpu():
+    _, T, N, _ = query_BTNH.shape
+    if N * T * key_BSKH.shape[1] >= _LEAST and lone_cpu():
       return blocked(query_BTNH, key_BSKH, value_BSKW, mask_BTS, scale, causal)
     if cudnn.is_right(query_BTNH, key_BSKH):
       return cudnn.attention(query_BTNH, key_BSKH, value_BSKW, mask_BTS, scale)

@@ -17,6 +17,7 @@ def mesh_axes() -> dict[str, int]:
   return {name: mesh.shape[name] for name in mesh.axis_names if name in axes.MESH_AXES}
 
 
+_LEAST = 2**9  # entries from which on it pays to keep what is made of them
 _plain = False
 
 
@@ -46,4 +47,5 @@ def once(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
   XLA on CPU would compute it again in each loop that reads it, sines in all layers. What a loop
   makes it takes as given.
   """
-  return jax.lax.map(function, x) if lone_cpu() else jax.vmap(function)(x)
+  apart = x.size >= _LEAST and lone_cpu()
+  return jax.lax.map(function, x) if apart else jax.vmap(function)(x)

@@ -14,6 +14,7 @@ from transformer.ops.cast import cast, turned
 from transformer.ops.product import product
 
 _LOGITS = 2**22  # held at a time
+_LEAST = 2**16  # with fewer, parts take longer to compile than they save
 
 
 @flax.struct.dataclass
@@ -40,9 +41,12 @@ def finished(logits: jax.Array, bias_V: jax.Array | None, cap: float) -> jax.Arr
   return cap * jnp.tanh(logits / cap) if cap else logits
 
 
-def is_fused() -> bool:
-  """Whether `sums` is meant to be used: on a mesh the compiler shares out whole logits better."""
-  return alone()
+def is_fused(rows: int, vocabulary: int) -> bool:
+  """Whether `sums` is meant to be used: on a mesh the compiler shares out whole logits better.
+
+  Few logits are not worth it.
+  """
+  return rows * vocabulary >= _LEAST and alone()
 
 
 def sums(

@@ -44,7 +44,7 @@ def _trials(dtype: str) -> dict[str, tuple]:
   trials = {}
   for spec, x, w in (
     ('btd,df->btf', (2, 24, 32), (32, 520)),
-    ('egcd,edf->egcf', (2, 2, 16, 32), (2, 32, 48)),
+    ('egcd,edf->egcf', (2, 2, 16, 64), (2, 64, 48)),
   ):
     given = draw(*x), draw(*w, kind='float32')
     trials[f'product {spec}'] = tuple(

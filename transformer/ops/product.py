@@ -15,6 +15,7 @@ from transformer.ops.backend import lone_cpu
 from transformer.ops.cast import cast, turned
 
 Product = Callable[..., jax.Array]  # (spec, x, w) -> einsum, as `product`
+_LEAST = 2**12  # entries of a weight: smaller products take longer to compile than they save
 _WIDE = 512  # from this many columns on, turning the narrower operand costs less than it saves
 
 
@@ -25,11 +26,12 @@ def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> ja
   The weight is cast to the compute type here, so master weights stay float32.
   out: type of the result, that of `x` unless given; float32 keeps what bfloat16 would round away.
 
-  On a lone CPU a linear map of rows is computed as `linear` does; else as `reference`.
+  On a lone CPU a linear map of rows is computed as `linear` does, unless it is tiny; else as
+  `reference`.
   """
   x, w = jnp.asarray(x), jnp.asarray(w)  # of NumPy's, jax's own maps take none
   out_type = jnp.dtype(out or x.dtype)
-  if not lone_cpu() or (form := _form(spec)) is None:
+  if w.size < _LEAST or not lone_cpu() or (form := _form(spec)) is None:
     return reference(spec, x, w, out)
   sizes = dict(zip(spec.partition(',')[0], x.shape, strict=True))
   into = spec.partition(',')[2].partition('->')[0]
