@@ -88,13 +88,17 @@ def assert_files(folder: Path, processes: int) -> None:
 
 def _stop_when(begun: Callable[[], object], asked: int, team: list) -> None:
   """Asks one process of a team to stop; all do."""
-  end = time.monotonic() + 120
-  while not begun():
-    assert [process.poll() for process in team] == [None] * len(team)
-    assert time.monotonic() < end
-    time.sleep(0.05)
-  team[asked].send_signal(signal.SIGTERM)
-  assert [process.wait(timeout=60) for process in team] == [STOPPED] * len(team)
+  end = time.monotonic() + 600
+  try:
+    while not begun():
+      assert [process.poll() for process in team] == [None] * len(team)
+      assert time.monotonic() < end
+      time.sleep(0.05)
+    team[asked].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=300) for process in team] == [STOPPED] * len(team)
+  finally:
+    for process in team:
+      process.kill()
 
 
 def test_two_processes_are_as_one_and_one_goes_on_where_they_stopped(
