@@ -90,6 +90,7 @@ def test_what_is_kept_of_a_run_that_ended_so(ended: Path) -> None:
   assert list(bad.states_before(ended, 3)) == []
 
 
+@pytest.mark.exhaustive
 def test_a_repeated_step_names_the_first_tensor(passed: Path, tmp_path: Path) -> None:
   walked = []
   tensors = replay(passed, _config(), 11, lambda *steps: walked.append(steps))

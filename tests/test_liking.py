@@ -136,6 +136,7 @@ def test_what_is_asked_for_and_what_looks_ahead():
   assert count.looks_ahead(tiny(**free, **late)) and not count.looks_ahead(tiny())
 
 
+@pytest.mark.exhaustive
 def test_a_run_writes_it_after_its_last_step(tmp_path):
   config = tiny(**{'moe.experts': 4, 'model.num_layers': 1, 'train.steps': 1})
   train.run(config.replace(**{'train.ffn_statistics': False}), tmp_path)

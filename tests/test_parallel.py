@@ -108,10 +108,10 @@ CELLS = {  # other models, on fewer layouts
   },
 }
 TENSOR = 'data:2,fsdp:2,tensor:2'
-RUNS = [(layout, 'swiglu') for layout in ('pmap', 'data:8', TENSOR, 'fsdp:8')]
+RUNS = [(layout, 'swiglu') for layout in ('pmap', TENSOR, 'fsdp:8')]
 RUNS += [('expert:4', 'experts')]
 MORE = [(TENSOR, 'source'), ('data:8, whole', 'dropless'), ('pmap, whole', 'experts')]
-MORE += [(TENSOR, cell) for cell in ('many', 'shared', 'encoder')]
+MORE += [('data:8', 'swiglu'), *((TENSOR, cell) for cell in ('many', 'shared', 'encoder'))]
 MORE += [('pmap', cell) for cell in ('shared', 'encoder', 'source')]
 RUNS += [pytest.param(*run, marks=pytest.mark.exhaustive) for run in MORE]
 TOLERANCE = 2e-5  # of parameters of size 1, float32: only the order of sums differs

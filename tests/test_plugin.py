@@ -170,6 +170,7 @@ def test_an_unknown_variant_of_it_is_answered_with_the_nearest(lab):
   )
 
 
+@pytest.mark.exhaustive
 def test_pytest_runs_the_batteries_on_it_and_nothing_else(lab):
   """A sound activation passes; one whose gradient overflows far out fails."""
   tests = 'tests/test_activations.py', '-p', 'no:cacheprovider'

@@ -100,6 +100,7 @@ def test_a_run_disturbed_at_every_kind_of_moment(tmp_path: Path) -> None:
   _assert_same(folder, undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_text_killed_at_random_steps(tmp_path: Path) -> None:
   words = ['the', 'feed', 'forward', 'network', 'maps', 'each', 'position', 'on', 'its', 'own']
   chance = random.Random(0)

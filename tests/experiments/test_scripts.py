@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests import processes
 
 
+@pytest.mark.exhaustive
 def test_generate_continues_a_trained_run(tmp_path: Path) -> None:
   (tmp_path / 'a.txt').write_text('the cat sat on the mat. ' * 400)
   run = {
