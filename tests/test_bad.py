@@ -76,6 +76,7 @@ def _first(tensors: list[Tensor]) -> tuple[str, str, int | None]:
   return t.stage, t.name, t.layer
 
 
+@pytest.mark.exhaustive
 def test_what_is_kept_of_a_step_that_the_run_got_over(passed: Path) -> None:
   assert _steps(passed) == ['7', 'step-11.npz']
   assert saved_steps(passed) == {35, 40}  # 7 is gone, but for bad/

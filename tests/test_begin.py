@@ -87,6 +87,7 @@ def test_continuing_goes_on_to_the_bit(origin: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
 
 
+@pytest.mark.exhaustive
 def test_an_average_of_the_weights_is_what_is_fine_tuned(tmp_path: Path) -> None:
   averaged = _run(_cell(**{'optim.ema': 0.9}), tmp_path / 'averaged')
   still = {'optim.learning_rate': 1e-30, 'optim.weight_decay': 0.0, 'train.steps': 1}

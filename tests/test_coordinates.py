@@ -163,7 +163,10 @@ flags.run(describe.main)
 """
 
 
-@pytest.mark.parametrize(('ratio', 'heads'), [(4, 4), (0, 4), (4, 8)])
+@pytest.mark.parametrize(
+  ('ratio', 'heads'),
+  [(4, 4), *(pytest.param(*way, marks=pytest.mark.exhaustive) for way in ((0, 4), (4, 8)))],
+)
 def test_describe_draws_it_and_tells_the_slopes(tmp_path, ratio, heads):
   """With what trains replaced: the widths it asks for, the table and the picture."""
 

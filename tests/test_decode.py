@@ -247,6 +247,7 @@ def test_long_texts_go_on_past_the_context():
   assert list(got[:9]) == greedily(CONFIG, PARAMS, PROMPT, 9)
 
 
+@pytest.mark.exhaustive
 def test_learned_positions_end_with_their_table_for_each_row_by_itself():
   config = config_of('learned, post')
   params = battery.weights(config)

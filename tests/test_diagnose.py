@@ -231,6 +231,7 @@ def test_of_experts_there_is_what_they_add_and_what_trains_them() -> None:
   assert wanted <= trained.keys() and all(trained[key] > 0 for key in wanted)
 
 
+@pytest.mark.exhaustive
 def test_training_statistics_are_of_the_very_step() -> None:
   """Gradient and update agree with what the step does; noise and micro-batches are its own."""
   config = tiny(**{'model.dropout': 0.2, 'train.accumulate': 2, 'optim.learning_rate': 0.1})
@@ -253,6 +254,7 @@ def test_training_statistics_are_of_the_very_step() -> None:
   assert _training(whole, current, batch) == pytest.approx(found, rel=1e-3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   'layout',
   [{'parallel.mode': 'pmap', 'parallel.mesh': ''}, {'parallel.mesh': 'data:2,fsdp:2,tensor:2'}],

@@ -110,6 +110,7 @@ def test_adamw_against_the_paper():
   assert norms == pytest.approx(expected)  # before clipping
 
 
+@pytest.mark.exhaustive
 def test_the_first_step_by_hand():
   """Moments cancel their bias: the first step is rate · (sign(g) + decay · value), eps aside."""
   config = battery.tiny(

@@ -79,6 +79,7 @@ def test_steps_are_ours() -> None:
   )
 
 
+@pytest.mark.exhaustive
 def test_it_prints_what_a_benchmark_reads() -> None:
   small = ('--d_model=16', '--num_layers=1', '--num_heads=2', '--vocab_size=32', '--seq_len=8')
   ran = processes.run('tests.reference_linen', *small, '--batch_size=4', '--json', '--seconds=0.01')

@@ -351,6 +351,7 @@ def test_extra_losses_are_weighed_by_targets(monkeypatch):
   assert total == pytest.approx(float(nats + 0.1 * extra))
 
 
+@pytest.mark.exhaustive
 def test_the_embedding_gradient_of_a_frequent_token_survives_bfloat16():
   """One token 20,480 times in a batch: summed up in bfloat16 its gradient is lost."""
   settings = {'model.d_model': 16, 'data.batch_size': 40, 'data.seq_len': 512}

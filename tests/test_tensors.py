@@ -128,7 +128,12 @@ def observed(config: Config) -> Counter:
   return found
 
 
-@pytest.mark.parametrize('name', SHAPES)
+LONG = ('both', 'experts')
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(n, marks=[pytest.mark.exhaustive] * (n in LONG)) for n in SHAPES]
+)
 def test_sizes_are_those_of_the_model(name):
   config, told = config_of(name), Counter()
   for part in tensors.forward(config):

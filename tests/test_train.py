@@ -181,7 +181,9 @@ class _StopAt(train.Control):
     self.stop = progress['step'] >= self.step
 
 
-@pytest.mark.parametrize('kind', ['encoder', 'encoder_decoder'])
+@pytest.mark.parametrize(
+  'kind', [pytest.param('encoder', marks=pytest.mark.exhaustive), 'encoder_decoder']
+)
 def test_other_architectures_learn_and_continue_to_the_bit(kind: str, tmp_path: Path) -> None:
   """Stopped between rows and gone on with, a run ends as one that was left alone."""
   own = {'model.architecture': kind, 'model.dropout': 0.1, 'optim.learning_rate': 0.03}

@@ -115,6 +115,7 @@ def test_hypotheses_are_those_of_each_source_alone(tmp_path: Path) -> None:
   assert scores == {f'eval/{name}': value for name, value in again.items()}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('mode', [pytest.param('pmap', marks=pytest.mark.exhaustive), 'mesh'])
 def test_scores_are_part_of_the_last_row_whatever_lays_out_the_run(
   tmp_path: Path, mode: str

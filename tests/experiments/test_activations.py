@@ -60,6 +60,7 @@ def _assert_report(workdir: Path) -> None:
     assert f'plots/{picture.name}' in (workdir / 'report.md').read_text()
 
 
+@pytest.mark.exhaustive
 def test_interrupted_continued_repeated_rebuilt_and_redone(tmp_path: Path) -> None:
   workdir = tmp_path / 'run'
   settings = SETTINGS | _corpus(tmp_path / 'corpus')

@@ -50,6 +50,7 @@ def test_turns_with_other_flags() -> None:
   assert sorted(facts['ratio_by_round'])[1] == round(facts['ratio'], 3)
 
 
+@pytest.mark.exhaustive
 def test_several_things_beside_another_program() -> None:
   """Each a line, in the order asked for."""
   theirs = 'echo "{\\"tokens_per_s\\": 100, \\"peer\\": \\"none\\"}"'

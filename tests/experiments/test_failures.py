@@ -62,6 +62,7 @@ def test_a_diverging_cell_is_charged_and_the_other_one_finishes(tmp_path: Path) 
   assert 'max_bad_steps=3' in (workdir / 'report.html').read_text()
 
 
+@pytest.mark.exhaustive
 def test_a_cell_whose_process_is_killed_is_charged_and_the_others_finish(tmp_path: Path) -> None:
   workdir = tmp_path / 'run'
   args = [f'--workdir={workdir}', '--vary=relu,gelu', '--seeds=0..1', '--launch.workers=1']

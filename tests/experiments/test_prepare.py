@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import processes
 
 # The script itself, which notes down each time that it builds.
@@ -59,6 +61,7 @@ def test_it_tells_what_lies_where(tmp_path: Path) -> None:
   assert told['fingerprint'] in shown and f'ISOFFN_CACHE={tmp_path}/cache' in shown
 
 
+@pytest.mark.exhaustive
 def test_a_run_takes_what_was_prepared(tmp_path: Path) -> None:
   args, shape = corpus(tmp_path), dict(processes.TINY)
   for name in ('data.source', 'model.vocab_size'):

@@ -145,6 +145,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.exhaustive
 def test_from_a_file_of_pairs_to_a_report(tmp_path: Path) -> None:
   pairs, workdir = tmp_path / 'pairs.tsv', tmp_path / 'run'
   pairs.write_text(''.join(f'<{k:02}>\t{k % 7}|{k:02}\n' for k in range(60)))

@@ -116,6 +116,7 @@ def test_before_its_limit_a_task_saves_its_state_and_is_requeued(
 
 
 @on_slurm
+@pytest.mark.exhaustive
 def test_training_that_was_requeued_equals_the_undisturbed_and_its_code_is_the_snapshot(
   cluster: Cluster, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
