@@ -147,13 +147,13 @@ def condition(text: str) -> Callable[[Config], bool]:
         raise UserError(f'--where={text}: no setting {name!r}{nearest(name, SETTINGS)}')
   try:
     _value_of(tree, Config(), text)  # what it is made of, before the first cell is made
-  except (TypeError, ZeroDivisionError) as e:
+  except (TypeError, ArithmeticError, RecursionError) as e:
     raise _refused(text, f'cannot be told: {e}') from None
 
   def holds(config: Config) -> bool:
     try:
       return bool(_value_of(tree, config, text))
-    except (TypeError, ZeroDivisionError) as e:
+    except (TypeError, ArithmeticError, RecursionError) as e:
       raise _refused(text, f'cannot be told: {e}') from None
 
   return holds

@@ -76,6 +76,9 @@ def main() -> int:
   if FLAGS.search:
     wanted = _search(asked)
     return found.run(wanted.corners(), ','.join(wanted.axes), wanted)
+  for name in ('trials', 'sampler', 'prune'):
+    if FLAGS[name].present:
+      raise UserError(f'--{name}: is of --search; leave it out of a grid')
   points = space.points(FLAGS.grid, FLAGS.zip, FLAGS.where, asked)
   _refuse_fixed(points[0])
   cells = cells_of(asked, points)
