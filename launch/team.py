@@ -17,7 +17,7 @@ class Alone:
   """A worker of one process."""
 
   def begin(self, name: str) -> None:
-    """Tells the others which cell is next; '': none is."""
+    """Tells the others which cell is next."""
 
   def survives(self, e: Exception) -> bool:
     """Whether the next cell can be run after this one has ended so."""
@@ -35,15 +35,20 @@ class Team(Alone):
     from transformer import hosts  # brings jax, once affinity is set
 
     hosts.start(distributed)
-    self._hosts, self.rank = hosts, hosts.rank()
+    self._hosts, self.rank, self.ended_well = hosts, hosts.rank(), False
 
   def begin(self, name: str) -> None:
     self._hosts.share(lambda: name)
 
+  def end(self, well: bool) -> None:
+    """Tells the others that no cell is next, and whether they were not stopped before that."""
+    self.ended_well = self._hosts.share(lambda: well)
+
   def begun(self) -> Iterator[str]:
-    """The cells that the first process begins, in another."""
-    while name := self._hosts.share(str):
-      yield name
+    """The cells that the first process begins, in another; then `ended_well` is known."""
+    while isinstance(told := self._hosts.share(str), str):
+      yield told
+    self.ended_well = told
 
   def survives(self, e: Exception) -> bool:
     """Whether all processes have met this, and so are free for the next cell."""

@@ -77,10 +77,10 @@ def _one_of_several(args: argparse.Namespace, run: Runner | None, stopping: Stop
     team = Team(args.distributed)
     run = run or _train_run()
     if team.rank:
-      return _follow(args, run, stopping, team)
-    ended = _run_cells(args, run, stopping, team)
-    team.begin('')
-    return 0 if ended else STOPPED
+      _follow(args, run, stopping, team)
+    else:
+      team.end(_run_cells(args, run, stopping, team))
+    return 0 if team.ended_well else STOPPED
   except OSError:
     raise
   except Exception as e:
@@ -91,7 +91,7 @@ def _one_of_several(args: argparse.Namespace, run: Runner | None, stopping: Stop
     return _at_once(os.EX_SOFTWARE)
 
 
-def _follow(args: argparse.Namespace, run: Runner, stopping: Stopping, team: Team) -> int:
+def _follow(args: argparse.Namespace, run: Runner, stopping: Stopping, team: Team) -> None:
   """Runs the cells that the first process begins."""
   for name in team.begun():
     folder = args.workdir / 'cells' / name
@@ -101,7 +101,6 @@ def _follow(args: argparse.Namespace, run: Runner, stopping: Stopping, team: Tea
     except Exception as e:
       if not team.survives(e):
         raise
-  return STOPPED if stopping else 0
 
 
 def _at_once(status: int) -> int:
