@@ -182,6 +182,7 @@ class _Launch:
         self._outcome.interrupted = True
         heard = self._stop(heard, len(asked))
         if not self._pool:
+          self._scan()  # what has ended since the last look
           self._outcome.interrupted = bool(self._open or self._source)
           return
       else:

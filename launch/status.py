@@ -12,6 +12,7 @@ command again, goes on with it.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def main() -> int:
   cells = folder.read(workdir, leases, engine)
   if FLAGS.json:
     told = {'workdir': str(workdir), 'counts': folder.counts(cells), 'left_s': left(cells)}
+    told['launches'] = [_launch(record) for record in records.read(workdir)]
     print(json.dumps({**told, 'cells': [cell.to_json() for cell in cells]}))
     return 0
   from rich.console import Console
@@ -79,14 +81,14 @@ def _of_engines(workdir: Path) -> dict[str, str]:
 def left(cells: Sequence[CellState]) -> float | None:
   """Seconds until all is done, if those who run now go on so; None where that cannot be told."""
   running = [cell for cell in cells if cell.state == 'running']
-  seconds = sorted(cell.seconds for cell in cells if cell.state == 'done' and cell.seconds)
+  seconds = [cell.seconds for cell in cells if cell.state == 'done' and cell.seconds]
   shares = [1 - cell.step / cell.steps if cell.steps else 1.0 for cell in running]
   shares += [1.0 for cell in cells if cell.state in ('waiting', 'lost')]
   if not shares:
     return 0.0
   if not seconds or not running:
     return None
-  return seconds[len(seconds) // 2] * max(sum(shares) / len(running), *shares)
+  return statistics.median(seconds) * max(sum(shares) / len(running), *shares)
 
 
 def table(workdir: Path, cells: Sequence[CellState]) -> RenderableType:

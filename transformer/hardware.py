@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformer.errors import UserError
+
 AUTO_DTYPE = 'ISOFFN_AUTO_DTYPE'  # what --model.dtype=auto comes to, for clusters of mixed nodes
 
 
@@ -65,9 +67,11 @@ def fast_dtype() -> str:
   """The fastest type here that learns as well as float32: $ISOFFN_AUTO_DTYPE where it is set.
 
   bfloat16 on accelerators, and on CPUs that multiply it in hardware (AVX512_BF16, AMX); on others
-  it is emulated, and float32 is the faster one.
+  it is emulated, and float32 is the faster one. Raises UserError where the variable says another.
   """
   if asked := os.environ.get(AUTO_DTYPE):
+    if asked not in ('float32', 'bfloat16'):
+      raise UserError(f'${AUTO_DTYPE}={asked}: should be float32 or bfloat16')
     return asked
   if kind() is not None:
     return 'bfloat16'

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer.ops import cross_entropy
-from transformer.ops.cross_entropy import Unembedding
+from transformer.ops.cross_entropy import Unembedding, losses
 
 
 def sums(
@@ -28,13 +28,7 @@ def sums(
   if isinstance(logits, Unembedding):
     found = cross_entropy.sums(logits, targets_BT, weights_BT, label_smoothing, z_loss)
     return found[0], (found[1], jnp.sum(weights_BT))
-  logits_BTV = logits.astype(jnp.float32)
-  log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-  targets_BT1 = jnp.maximum(targets_BT, 0)[..., None]
-  hit_BT = jnp.take_along_axis(logits_BTV, targets_BT1, axis=-1)[..., 0]
-  nats_BT = log_z_BT - hit_BT
-  objective_BT = nats_BT + z_loss * jnp.square(log_z_BT)
-  if label_smoothing:  # (1 − ε) (log Z − hit) + ε (log Z − mean); reads all logits once more
-    objective_BT += label_smoothing * (hit_BT - jnp.mean(logits_BTV, axis=-1))
+  logits_BTV, targets_BT = logits.astype(jnp.float32), jnp.maximum(targets_BT, 0)
+  _, objective_BT, nats_BT = losses(logits_BTV, targets_BT, z_loss, label_smoothing)
   nats = jnp.sum(nats_BT * weights_BT)
   return jnp.sum(objective_BT * weights_BT), (nats, jnp.sum(weights_BT))

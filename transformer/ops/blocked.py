@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from transformer.ops.cast import cast
+from transformer.ops.product import into_float32
 
 _MASKED = -1e30  # as of the reference
 _QUERIES = 64  # of a block; more where there would be more than _BLOCKS
@@ -47,22 +48,21 @@ def _forward(
   scale: float,
   causal: bool,
 ) -> tuple:
-  K = key_BSKH.shape[2]
 
   def of_head(query_GTH, key_SH, value_SW, mask_TS) -> tuple[jax.Array, jax.Array]:
     outs, sizes = [], []
     for at, seen in _blocks(query_GTH.shape[1], len(key_SH), causal):
-      scores_GTS = scale * _dot('gth,sh->gts', query_GTH[:, at], key_SH[seen])
+      scores_GTS = scale * into_float32('gth,sh->gts', query_GTH[:, at], key_SH[seen])
       scores_GTS = jnp.where(_part(mask_TS, at, seen), scores_GTS, _MASKED)
       top_GT1 = jnp.max(scores_GTS, axis=-1, keepdims=True)
       weights_GTS = jnp.exp(scores_GTS - top_GT1)
       sum_GT1 = jnp.sum(weights_GTS, axis=-1, keepdims=True)
-      mixed_GTW = _dot('gts,sw->gtw', cast(weights_GTS, value_SW.dtype), value_SW[seen])
+      mixed_GTW = into_float32('gts,sw->gtw', cast(weights_GTS, value_SW.dtype), value_SW[seen])
       outs.append(cast(mixed_GTW / sum_GT1, query_GTH.dtype))
       sizes.append((top_GT1 + jnp.log(sum_GT1))[..., 0])
     return jnp.concatenate(outs, axis=1), jnp.concatenate(sizes, axis=1)
 
-  heads = _by_head(query_BTNH, K), _by_head(key_BSKH, K)[:, :, 0], _by_head(value_BSKW, K)[:, :, 0]
+  heads = _heads(query_BTNH, key_BSKH, value_BSKW)
   out_BKGTW, log_z_BKGT = _each(of_head, heads, mask_BTS)
   out_BTNW = _by_token(out_BKGTW)
   return out_BTNW, (query_BTNH, key_BSKH, value_BSKW, mask_BTS, out_BTNW, log_z_BKGT)
@@ -80,19 +80,23 @@ def _backward(scale: float, causal: bool, kept: tuple, g_BTNW: jax.Array) -> tup
     dkey_SH, dvalue_SW = (jnp.zeros(x.shape, jnp.float32) for x in (key_SH, value_SW))
     for at, seen in _blocks(query_GTH.shape[1], len(key_SH), causal):
       block_GTH, g = query_GTH[:, at], g_GTW[:, at]
-      scores_GST = scale * _dot('sh,gth->gst', key_SH[seen], block_GTH)
+      scores_GST = scale * into_float32('sh,gth->gst', key_SH[seen], block_GTH)
       scores_GST = jnp.where(_part(mask_ST, seen, at), scores_GST, _MASKED)
       weights_GST = jnp.exp(scores_GST - log_z_GT[:, None, at])
-      dweights_GST = _dot('sw,gtw->gst', value_SW[seen], g)
+      dweights_GST = into_float32('sw,gtw->gst', value_SW[seen], g)
       dscores_GST = weights_GST * (dweights_GST - pull_GT1[:, None, at, 0]) * scale
       weights_GST, dscores_GST = (cast(x, key_SH.dtype) for x in (weights_GST, dscores_GST))
-      dvalue_SW = dvalue_SW.at[seen].add(jnp.sum(_dot('gst,gtw->gsw', weights_GST, g), axis=0))
-      dkey_SH = dkey_SH.at[seen].add(jnp.sum(_dot('gst,gth->gsh', dscores_GST, block_GTH), axis=0))
-      dqueries.append(cast(_dot('gst,sh->gth', dscores_GST, key_SH[seen]), query_GTH.dtype))
+      dvalue_SW = dvalue_SW.at[seen].add(
+        jnp.sum(into_float32('gst,gtw->gsw', weights_GST, g), axis=0)
+      )
+      dkey_SH = dkey_SH.at[seen].add(
+        jnp.sum(into_float32('gst,gth->gsh', dscores_GST, block_GTH), axis=0)
+      )
+      dqueries.append(cast(into_float32('gst,sh->gth', dscores_GST, key_SH[seen]), query_GTH.dtype))
     dquery_GTH = jnp.concatenate(dqueries, axis=1)
     return dquery_GTH, cast(dkey_SH, key_SH.dtype)[None], cast(dvalue_SW, value_SW.dtype)[None]
 
-  heads = _by_head(query_BTNH, K), _by_head(key_BSKH, K)[:, :, 0], _by_head(value_BSKW, K)[:, :, 0]
+  heads = _heads(query_BTNH, key_BSKH, value_BSKW)
   heads += _by_head(g_BTNW.astype(query_BTNH.dtype), K), log_z_BKGT, _by_head(pull_BTN1, K)
   return *(_by_token(x) for x in _each(of_head, heads, mask_BTS.swapaxes(1, 2))), None
 
@@ -114,10 +118,6 @@ def _each(of_head: Callable, heads: tuple, mask_BTS: jax.Array) -> tuple:
   return lax.map(lambda row: of_row(*row), (*heads, mask_BTS), batch_size=min(rows, at_once))
 
 
-def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
-
-
 def _blocks(T: int, S: int, causal: bool) -> Iterator[tuple[slice, slice]]:
   """Blocks of queries, each with the keys that it may see."""
   size = max(_QUERIES, -(-T // _BLOCKS))
@@ -130,6 +130,12 @@ def _part(mask: jax.Array, rows: slice, columns: slice) -> jax.Array:
   """Of a mask, whose dimensions may be 1 for all."""
   rows = rows if mask.shape[0] > 1 else slice(None)
   return mask[rows, columns if mask.shape[1] > 1 else slice(None)]
+
+
+def _heads(query_BTNH: jax.Array, key_BSKH: jax.Array, value_BSKW: jax.Array) -> tuple:
+  """(query_BKGTH, key_BKSH, value_BKSW)."""
+  K = key_BSKH.shape[2]
+  return _by_head(query_BTNH, K), _by_head(key_BSKH, K)[:, :, 0], _by_head(value_BSKW, K)[:, :, 0]
 
 
 def _by_head(x_BTNH: jax.Array, K: int) -> jax.Array:

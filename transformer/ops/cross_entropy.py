@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from transformer.ops.attention import soft_cap
 from transformer.ops.backend import alone
 from transformer.ops.cast import cast, turned
-from transformer.ops.product import product
+from transformer.ops.product import into_float32, product
 
 _LOGITS = 2**22  # held at a time
 _LEAST = 2**16  # with fewer, parts take longer to compile than they save
@@ -37,8 +38,7 @@ class Unembedding:
 
 def finished(logits: jax.Array, bias_V: jax.Array | None, cap: float) -> jax.Array:
   """Products with the table as logits: with the bias, and bounded by `cap` where it is above 0."""
-  logits = logits if bias_V is None else logits + bias_V
-  return cap * jnp.tanh(logits / cap) if cap else logits
+  return soft_cap(logits if bias_V is None else logits + bias_V, cap)
 
 
 def is_fused(rows: int, vocabulary: int) -> bool:
@@ -86,7 +86,7 @@ def _sums(
   def part(told: tuple, rows: tuple) -> tuple[tuple, None]:
     x_MD, targets_M, weights_M = rows
     logits_MV = finished(_by_table(x_MD, table_VD), bias_V, cap)
-    _, objective_M, nats_M = _losses(logits_MV, targets_M, z_loss, smoothing)
+    _, objective_M, nats_M = losses(logits_MV, targets_M, z_loss, smoothing)
     return (told[0] + weights_M @ objective_M, told[1] + weights_M @ nats_M), None
 
   zero = jnp.zeros((), jnp.float32)
@@ -109,7 +109,7 @@ def _forward(
     total, nats, dtable_DV, dbias_V = told
     x_MD, targets_M, weights_M = rows
     logits_MV = finished(_by_table(x_MD, narrow_VD), bias_V, cap)
-    log_z_M, objective_M, nats_M = _losses(logits_MV, targets_M, z_loss, smoothing)
+    log_z_M, objective_M, nats_M = losses(logits_MV, targets_M, z_loss, smoothing)
     probs_MV = jnp.exp(logits_MV - log_z_M[:, None])
     hit_MV = jnp.arange(V) == targets_M[:, None]
     # d log Z = p; the target's share and the uniform one are taken off, log² Z pulls as well.
@@ -120,8 +120,8 @@ def _forward(
     dlogits_MV *= weights_M[:, None]
     dbias_V += jnp.sum(dlogits_MV, axis=0)
     dlogits_MV = cast(dlogits_MV, x_MD.dtype)
-    dx_MD = _dot('mv,vd->md', dlogits_MV, narrow_VD)
-    dtable_DV += _dot('dm,mv->dv', turned(x_MD), dlogits_MV)
+    dx_MD = into_float32('mv,vd->md', dlogits_MV, narrow_VD)
+    dtable_DV += into_float32('dm,mv->dv', turned(x_MD), dlogits_MV)
     told = total + weights_M @ objective_M, nats + weights_M @ nats_M, dtable_DV, dbias_V
     return told, cast(dx_MD, x_MD.dtype)
 
@@ -155,22 +155,18 @@ def _over_parts(part: object, start: tuple, rows: tuple, V: int) -> tuple:
   return told, made
 
 
-def _losses(
-  logits_MV: jax.Array, targets_M: jax.Array, z_loss: jax.Array, smoothing: float
+def losses(
+  logits: jax.Array, targets: jax.Array, z_loss: jax.typing.ArrayLike, smoothing: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(log Z, the objective, −log p(target)) of each row."""
-  log_z_M = jax.nn.logsumexp(logits_MV, axis=-1)
-  hit_M = jnp.take_along_axis(logits_MV, targets_M[:, None], axis=-1)[:, 0]
-  nats_M = log_z_M - hit_M
-  objective_M = nats_M + z_loss * jnp.square(log_z_M)
-  if smoothing:  # (1 − ε) (log Z − hit) + ε (log Z − mean)
-    objective_M += smoothing * (hit_M - jnp.mean(logits_MV, axis=-1))
-  return log_z_M, objective_M, nats_M
+  """(log Z, the objective, −log p(target)) of float32 logits (…, V) and targets (…), ids."""
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  hit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  nats = log_z - hit
+  objective = nats + z_loss * jnp.square(log_z)
+  if smoothing:  # (1 − ε) (log Z − hit) + ε (log Z − mean); reads all logits once more
+    objective += smoothing * (hit - jnp.mean(logits, axis=-1))
+  return log_z, objective, nats
 
 
 def _by_table(x_MD: jax.Array, table_VD: jax.Array) -> jax.Array:
-  return _dot('md,vd->mv', x_MD, table_VD)
-
-
-def _dot(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+  return into_float32('md,vd->mv', x_MD, table_VD)

@@ -39,8 +39,11 @@ def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> ja
   K = prod(sizes[c] for c in form.contracted)
   each = x.shape[: form.each]
   x, w = x.reshape(*each, -1, K), w.reshape(*each, *((-1, K) if form.weight_last else (K, -1)))
-  function = functools.partial(_linear, out_type=out_type, weight_last=form.weight_last)
-  y = (jax.vmap(function) if each else function)(x, w)
+
+  def multiply(x_MK: jax.Array, w: jax.Array) -> jax.Array:
+    return linear(x_MK, w, out_type, form.weight_last)
+
+  y = (jax.vmap(multiply) if each else multiply)(x, w)
   return y.reshape(*(sizes[c] for c in form.out))
 
 
@@ -87,10 +90,6 @@ def _form(spec: str) -> Form | None:
   return Form(contracted, whole, True, each) if w == new + contracted else None
 
 
-def _linear(x_MK: jax.Array, w: jax.Array, out_type: jnp.dtype, weight_last: bool) -> jax.Array:
-  return linear(x_MK, w, out_type, weight_last)  # a custom_vjp takes these by place alone
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def linear(x_MK: jax.Array, w: jax.Array, out_type: jnp.dtype, weight_last: bool) -> jax.Array:
   """x w, (M, N), of a weight (K, N), or (N, K) where its last dimension is summed over.
@@ -135,3 +134,8 @@ def _dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
   """Of matrices, summed over one dimension of each, in float32."""
   dims = (((over_a,), (over_b,)), ((), ()))
   return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def into_float32(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """einsum(spec, a, b) of arrays of one type, in float32; for what has a gradient of its own."""
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)

@@ -24,7 +24,7 @@ def difference(
     got = jax.device_get(_compiled(found)())
   except Exception as e:  # whatever a kernel, its compiler or its absence raises
     return str(e).partition('\n')[0][:160] or type(e).__name__
-  for name, ours, theirs in zip(names, got, jax.device_get(_compiled(right)()), strict=False):
+  for name, ours, theirs in zip(names, got, jax.device_get(_compiled(right)()), strict=True):
     ours, theirs = np.float32(ours), np.float32(theirs)
     off = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
     if not off < _OFF[dtype]:
