@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -62,16 +64,20 @@ def _tried(shape: Shape) -> bool:
   keys = jax.random.split(jax.random.key(0), 4)
   queries, stored = (2, shape.T, shape.N, shape.H), (2, shape.S, shape.K, shape.H)
   sizes = queries, stored, stored, queries
-  *inputs, g = (jax.random.normal(k, s, shape.dtype) for k, s in zip(keys, sizes, strict=True))
+  given = [jax.random.normal(k, s, shape.dtype) for k, s in zip(keys, sizes, strict=True)]
   mask_BTS = jnp.arange(shape.T)[:, None] >= jnp.arange(shape.S)
   mask_BTS = jnp.broadcast_to(mask_BTS, (2, shape.T, shape.S))
 
-  def by(function: object) -> tuple[jax.Array, ...]:
-    out, back = jax.vjp(lambda *x: function(*x, mask_BTS, shape.H**-0.5), *inputs)
-    return out, *back(g)
+  def by(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
+    def run(query, key, value, g) -> tuple[jax.Array, ...]:
+      masked = functools.partial(function, mask_BTS=mask_BTS, scale=shape.H**-0.5)
+      out, back = jax.vjp(masked, query, key, value)
+      return out, *back(g)
+
+    return run
 
   names = ('value', 'gradient by queries', 'gradient by keys', 'gradient by values')
-  reason = difference(lambda: by(attention), lambda: by(reference), names, shape.dtype)
+  reason = difference(by(attention), by(reference), given, names, shape.dtype)
   if reason:
     print(f'attention by cuDNN: not used: {reason}', file=sys.stderr)
   return not reason

@@ -190,17 +190,19 @@ def _refusal(shape: Shape, implementation: Implementation) -> str:
   """
   groups, at_S = _uneven(shape), jnp.linspace(0, shape.rows - 1, 256).astype(int)
   keys = jax.random.split(jax.random.key(0), 4)
-  x_MD = jax.random.normal(keys[0], (shape.rows, shape.D), shape.dtype)
-  g_MF = jax.random.normal(keys[1], (shape.rows, shape.F), shape.dtype)
-  w_EDF = jax.random.normal(keys[2], shape[2:5])
-  v_F = jax.random.normal(keys[3], (shape.F,))
+  given = (
+    jax.random.normal(keys[0], (shape.rows, shape.D), shape.dtype),
+    jax.random.normal(keys[1], (shape.rows, shape.F), shape.dtype),
+    jax.random.normal(keys[2], shape[2:5]),
+    jax.random.normal(keys[3], (shape.F,)),
+  )
 
-  def seen(multiply: Implementation) -> tuple[jax.Array, ...]:
-    y_MF, back = jax.vjp(lambda x, w: multiply(x, w, groups, shape.block), x_MD, w_EDF)
+  def seen(x_MD, g_MF, w_EDF, v_F) -> tuple[jax.Array, ...]:
+    y_MF, back = jax.vjp(lambda x, w: implementation(x, w, groups, shape.block), x_MD, w_EDF)
     dx_MD, dw_EDF = back(g_MF)
     return y_MF[at_S], dx_MD[at_S], product('edf,f->ed', dw_EDF, v_F)
 
-  def expected() -> tuple[jax.Array, ...]:
+  def expected(x_MD, g_MF, w_EDF, v_F) -> tuple[jax.Array, ...]:
     own_ME = _own(groups, shape.block, shape.rows)
     own_SE, x_SD, g_SF = own_ME[at_S], x_MD[at_S], g_MF[at_S]
     y_SEF = product('sd,edf->sef', x_SD.astype(jnp.float32), w_EDF)
@@ -210,7 +212,7 @@ def _refusal(shape: Shape, implementation: Implementation) -> str:
     return product('sef,se->sf', y_SEF, own_SE), product('sed,se->sd', dx_SED, own_SE), dwv_ED
 
   names = ('value', 'gradient by x', 'gradient by w')
-  reason = difference(lambda: seen(implementation), expected, names, shape.dtype)
+  reason = difference(seen, expected, given, names, shape.dtype)
   return reason and f'{reason} at {shape.rows} x {shape.D} x {shape.F}'
 
 
