@@ -52,16 +52,14 @@ def run(experiment: Experiment) -> int:
   """Runs what is missing, writes and prints the report. Returns the exit status."""
   if not FLAGS.workdir:
     raise UserError('--workdir=: is empty; name a folder, as in --workdir=runs/x')
-  if FLAGS.on != engines.LOCAL:
-    engines.engine(FLAGS.on)  # refuses what is none, before anything is done
   out, workdir = console(), Path(FLAGS.workdir)
   is_new = not workdir.exists()
   _say_origins(experiment, workdir)
   say_idle({cell.variant: cell.config for cell in experiment.cells}.values())
+  planned = _planned(experiment, workdir)
   if FLAGS.dry_run:
     plan.show(experiment, workdir, out)
-    if FLAGS.on != engines.LOCAL:
-      print(engines.engine(FLAGS.on).plan(engines.job(workdir, experiment.cells)))
+    print(planned, end='')
     return 0
   boards.require(experiment.base)
   _check_folder(experiment, workdir)
@@ -81,6 +79,9 @@ def run(experiment: Experiment) -> int:
     outcome = local.run(workdir, cells, launch.workers, retries=launch.retries, source=source)
   if source:
     source.write()
+  if outcome.interrupted:
+    print('interrupted; the same command continues', file=sys.stderr)
+    return 130
   from transformer.analysis import report
 
   results = report.write(workdir)
@@ -89,9 +90,6 @@ def run(experiment: Experiment) -> int:
       shutil.rmtree(workdir)
     raise UserError(reason)
   report.console(results, out)
-  if outcome.interrupted:
-    print('interrupted; the same command continues', file=sys.stderr)
-    return 130
   return 1 if outcome.failed else 0
 
 
@@ -106,6 +104,14 @@ def _study(experiment: Experiment, workdir: Path) -> Study | None:
     write_json(workdir / 'experiment.json', _record(told))
 
   return Study(experiment.search, workdir, record)
+
+
+def _planned(experiment: Experiment, workdir: Path) -> str:
+  """What a cluster would be handed of what is left: refused now, before data are prepared."""
+  if FLAGS.on == engines.LOCAL:
+    return ''
+  job = engines.job(workdir, experiment.cells)
+  return engines.engine(FLAGS.on).plan(job) + '\n' if job.cells else ''
 
 
 def _submit(experiment: Experiment, workdir: Path) -> int:
@@ -155,7 +161,7 @@ def say_idle(configs: Iterable[Config]) -> None:
 
 def _refusal(outcome: local.Outcome, workdir: Path) -> str:
   """Why all cells of a launch were refused: a mistake that only showed where there are devices."""
-  if outcome.done or outcome.interrupted:
+  if outcome.done:
     return ''
   failed = [read_json(c.folder(workdir) / 'failed.json', strict=False) for c in outcome.failed]
   refused = [f['message'] for f in failed if f and f['cause'] == 'refused']

@@ -92,6 +92,10 @@ def manifests(dealt: Shares) -> list[dict]:
 
 def _deal(job: Job) -> Shares:
   """A job's cells by task, `nodes` being the hosts that run each together."""
+  needed = {'image': 'the name of an image', 'volume': 'the claim where pods find --workdir'}
+  if missing := [name for name in needed if not getattr(job.launch, name)]:
+    flags = ', '.join(f'--launch.{name}' for name in missing)
+    raise UserError(f'{flags}: give {" and ".join(needed[name] for name in missing)}')
   hosts = _hosts(job.launch)
   if hosts > 1 and job.launch.throttle:
     raise UserError(

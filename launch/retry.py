@@ -99,12 +99,12 @@ def _run(workdir: Path, cells: Sequence[Cell], of: int) -> int:
 
   launch = cells[0].config.launch
   outcome = local.run(workdir, cells, launch.workers, retries=launch.retries, of=of)
-  results = report.write(workdir)
   print(f'{len(outcome.done)} done, {len(outcome.failed)} failed')
-  print(f'Report: {results.out / "report.html"}')
   if outcome.interrupted:
     print('interrupted; the same command continues', file=sys.stderr)
     return 130
+  results = report.write(workdir)
+  print(f'Report: {results.out / "report.html"}')
   return 1 if outcome.failed else 0
 
 

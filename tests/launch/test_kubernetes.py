@@ -124,9 +124,16 @@ def test_values_are_data_and_nothing_in_them_is_expanded(workdir: Path) -> None:
 @pytest.mark.parametrize(
   ('launch', 'said'),
   [
-    ({'image': ''}, "--launch.image='': should be the name of an image"),
+    ({'image': ''}, '--launch.image: give the name of an image'),
+    (
+      {'image': '', 'volume': ''},
+      '--launch.image, --launch.volume: give the name of an image and the claim where pods find ',
+    ),
     ({'image': '-x y'}, "--launch.image='-x y': should be the name of an image"),
-    ({'volume': ''}, "--launch.volume='': should be a volume claim's name, or claim:folder, for "),
+    (
+      {'volume': '-'},
+      "--launch.volume='-': should be a volume claim's name, or claim:",
+    ),
     ({'namespace': 'My Lab'}, "--launch.namespace='My Lab': should be a name of lower-case "),
     ({'selector': 'gpu'}, "--launch.selector='gpu': should be labels, as in 'gpu=h200,zone=a'"),
     ({'selector': 'a=b c'}, "--launch.selector='a=b c': should be labels, as in "),
