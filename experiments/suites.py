@@ -110,6 +110,12 @@ SUITES: dict[str, tuple[Row, ...]] = {
       changes=_WIDE_MOE | {'moe.experts': 64},
       against={**_TWIN, 'ffn.d_ff': 4096},
     ),
+    Row(
+      '32 pilots as one program',
+      preset='pilot',
+      changes=_SMALL | {'launch.together': 32},
+      against={'launch.together': 1},
+    ),
   ),
 }
 

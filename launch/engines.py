@@ -26,7 +26,7 @@ from transformer.errors import UserError, nearest
 
 LOCAL = 'local'
 _MODULES = {'slurm': 'launch.slurm', 'kubernetes': 'launch.kubernetes'}
-_READ_HERE = ('workers', 'retries')  # of --launch.…, on this machine
+_READ_HERE = ('workers', 'retries', 'together')  # of --launch.…, on this machine
 
 
 def engine(name: str) -> ModuleType:

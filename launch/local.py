@@ -106,7 +106,8 @@ def run(
   # seats as for all cells: one continued must not find itself on other cores than it began on
   rows = rows_of([cell.config for cell in cells])
   places = seats(workers, max(of, total), _devices_of(cells), rows)[: total - skipped]
-  pool = Pool(workdir, places, launch, worker_command, retries, distributed)
+  together = max((cell.config.launch.together for cell in cells), default=1)
+  pool = Pool(workdir, places, launch, worker_command, retries, distributed, together)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)
   collected = signals() if asked is None else contextlib.nullcontext(asked)
@@ -239,7 +240,8 @@ class _Launch:
       )
 
   def _charge(self, worker: Worker) -> bool:
-    """Writes failed.json for the cell that a dead worker was running; False if it ran none."""
+    """Writes failed.json for the cells that a dead worker was running; False if it ran none."""
+    found = False
     for name in self._open:
       folder = self._folder(name)
       held = read_json(folder / CLAIM, strict=False) or {}
@@ -250,8 +252,8 @@ class _Launch:
         continue
       if claim := Claim.acquire(folder, self._launch, retry=True):
         claim.fail(worker.cause(), worker.ending(), tail(folder / 'log.txt'))
-      return True
-    return False
+      found = True
+    return found
 
   def _scan(self) -> list[str]:
     """Closes the cells that have ended, shows the running ones; returns those free to be run."""

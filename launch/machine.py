@@ -85,6 +85,8 @@ def rows_of(configs: Sequence[Config]) -> int:
   places = (config.parallel for config in configs)
   if not configs or any(p.mesh or p.mode != 'auto' or p.distributed != 'off' for p in places):
     return 1
+  if any(config.launch.together > 1 for config in configs):
+    return 1
   largest = max(configs, key=count.params)
   if len(schedulable_cores()) * sum(memory.state(largest).values()) > _memory() / 4:
     return 1

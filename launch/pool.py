@@ -84,9 +84,10 @@ class Pool:
     command: Sequence[str] | None = None,
     retries: int = 0,
     distributed: str = 'off',
+    together: int = 1,
   ):
     self._workdir, self._launch, self._command = workdir, launch, tuple(command or COMMAND)
-    self._retries, self._distributed = retries, distributed
+    self._given = f'--retries={retries}', f'--distributed={distributed}', f'--together={together}'
     self._seats = seats
     self._workers: list[Worker | None] = [None] * len(seats)
     self._free_at = [0.0] * len(seats)
@@ -163,8 +164,7 @@ class Pool:
     log = self._workdir / 'workers' / f'worker-{i}.log'
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = [f'--workdir={self._workdir}', f'--launch={self._launch}']
-    arguments += [f'--parent={os.getpid()}', f'--retries={self._retries}']
-    arguments.append(f'--distributed={self._distributed}')
+    arguments += [f'--parent={os.getpid()}', *self._given]
     if seat.cores and hasattr(os, 'sched_setaffinity'):
       arguments.append(f'--core={",".join(map(str, seat.cores))}')
     with open(log, 'ab') as out:

@@ -7,6 +7,7 @@ by another process, is left alone, so any number of workers may be given the sam
 a worker without a launcher beside it, on a cluster, stays until each of them has ended, and takes
 over what was claimed by a process that gives no sign of life any more.
 
+With --together so many cells of one shape are trained as one program (transformer/population.py).
 With --distributed several such processes, on one host or many, run each cell together (team.py).
 """
 
@@ -31,7 +32,7 @@ from launch.control import Control, Stopping
 from launch.files import read_json, tail
 from launch.lease import Leases, beats
 from launch.team import Alone, Follower, Team
-from transformer.config import Config
+from transformer.config import Config, static_key
 from transformer.errors import UserError
 from transformer.provenance import library_digest
 
@@ -115,9 +116,14 @@ def _run_cells(
   """Runs what is free of its cells; returns False if it was stopped before the end of them."""
   leases, left = Leases(), args.cells
   while left:
-    for name in left:
-      folder = args.workdir / 'cells' / name
-      if stopping or not _run_cell(folder, run, stopping, args, leases, team):
+    queue = list(left)
+    while queue:
+      if stopping:
+        return False
+      claims = _claims(queue, args, leases)
+      own = _together(claims, stopping) if len(claims) > 1 else run
+      went_on = [_run_cell(claim, own, stopping, team) for claim in claims]
+      if not all(went_on):
         return False
     left = [name for name in left if args.wait and _held(args.workdir / 'cells' / name)]
     if left:
@@ -137,6 +143,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument('--launch', default='', help='identifier shared by the workers of a launch')
   parser.add_argument('--retries', type=int, default=0, help='tries after one that may pass')
   parser.add_argument('--wait', action='store_true', help='for cells that others hold')
+  parser.add_argument('--together', type=int, default=1, help='cells to train as one program')
   parser.add_argument('--distributed', default='off', help='as --parallel.distributed')
   parser.add_argument('--parent', type=int, default=os.getppid(), help='stop when it is gone')
   args = parser.parse_args(argv)
@@ -155,21 +162,60 @@ def _train_run() -> Runner:
   return train.run
 
 
-def _run_cell(
-  folder: Path,
-  run: Runner,
-  stopping: Stopping,
-  args: argparse.Namespace,
-  leases: Leases,
-  team: Alone | Team,
-) -> bool:
-  """Runs one cell if it is free; returns False if it was stopped.
+def _claims(queue: list[str], args: argparse.Namespace, leases: Leases) -> list[Claim]:
+  """The right to run a queue's next cell, if it is free; with --together others of its shape too.
+
+  What has been tried is taken off the queue.
+  """
+  cells = args.workdir / 'cells'
+  found = [_claim(cells / queue.pop(0), args, leases)]
+  if found[0] and args.together > 1:
+    shape = _shape(found[0].folder)
+    alike = [name for name in queue if _shape(cells / name) == shape][: args.together - 1]
+    for name in alike:
+      queue.remove(name)
+      found.append(_claim(cells / name, args, leases))
+  return list(filter(None, found))
+
+
+def _shape(folder: Path) -> str:
+  """Equal for cells that one program can train; '' for one that cannot be read."""
+  try:
+    return static_key(_config(folder))
+  except UserError:
+    return ''
+
+
+def _together(claims: list[Claim], stopping: Stopping) -> Runner:
+  """Trains cells as one program; returns what gives, or raises, what each has come to.
+
+  What is printed meanwhile goes to the first one's log.
+  """
+  from transformer import population
+
+  with _output_to(claims[0].folder / 'log.txt'), contextlib.ExitStack() as stack:
+    try:
+      controls = [stack.enter_context(Control(claim, stopping)) for claim in claims]
+      given = [(_config(claim.folder), claim.folder) for claim in claims]
+      found = population.run([(*g, control) for g, control in zip(given, controls, strict=True)])
+    except Exception as e:
+      found = [e] * len(claims)
+  came = {claim.folder: each for claim, each in zip(claims, found, strict=True)}
+
+  def result(config: Config, folder: Path, control: Control) -> dict:
+    if isinstance(came[folder], Exception):
+      raise came[folder]
+    return came[folder] | {'together': len(claims)}
+
+  return result
+
+
+def _run_cell(claim: Claim, run: Runner, stopping: Stopping, team: Alone | Team) -> bool:
+  """Runs one cell; returns False if it was stopped.
 
   Raises OSError for a bad disk, and what one of several processes cannot go on after.
   """
-  claim = _claim(folder, args, leases)
-  if claim is None:
-    return True
+  folder = claim.folder
   team.begin(folder.name)
   try:
     with _output_to(folder / 'log.txt'), _traced():

@@ -1,6 +1,7 @@
 """One run, from a resolved config and a folder to a result; resumable at any point.
 
-`Program` is what compiling gives and cells of equal static key share; `run` is one cell's life.
+`Program` is what compiling gives and cells of equal static key share; `life` is one cell's: it asks
+for steps, and whoever leads it computes them, `run` for one cell, population.py for many at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import itertools
 import math
 import statistics
 import time
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -89,6 +92,10 @@ class Program:
     self.choices = whole(functools.partial(liking.choices, config))
     self.training_statistics = whole(functools.partial(diagnose.training_statistics, config))
 
+  def evaluate(self, current: TrainState, batch: dict) -> step.Sums:
+    """The evaluation step of a state."""
+    return self.eval_step(current.eval_params, batch)
+
   def init(self, config: Config) -> TrainState:
     """The state of `config` before step 0."""
     return self._create(np.uint32(config.seed), state.hyper_arrays(config))
@@ -117,6 +124,7 @@ class Program:
     return {'tokens': tokens, 'rows': self._rows}
 
 
+Life = Generator[tuple[Callable, TrainState, dict], Any, dict]  # ends with done.json's, or a row
 _programs: dict[str, Program] = {}
 
 
@@ -146,10 +154,30 @@ def run(config: Config, folder: Path, control: Control | None = None) -> dict:
   Returns what done.json holds. Raises Stopped when `control` asked for it and the run has saved
   itself, NonFinite when the run diverged, UserError for what the user can mend.
   """
+  found = None
+  with contextlib.closing(life(config, folder, control or Control())) as wants:
+    while True:
+      try:
+        compute, *given = wants.send(found)
+      except StopIteration as end:
+        return end.value
+      found = compute(*given)
+
+
+def life(
+  config: Config,
+  folder: Path,
+  control: Control,
+  program_of: Callable[[Config], Program] = program,
+) -> Life:
+  """The same, a step at a time: yields (a step of its program, state, batch), is sent the result.
+
+  program_of: gives the program once the data are there.
+  """
   if resolve(config) != config:
     raise ValueError('train.run takes a resolved config')
   with hosts.desk(folder) as desk:
-    return _Run(config, folder, desk, control or Control()).go()
+    return (yield from _Run(config, folder, desk, control, program_of).go())
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -163,28 +191,36 @@ class _Run:
   the run's folder, and all have their part of a checkpoint.
   """
 
-  def __init__(self, config: Config, folder: Path, desk: Path, control: Control):
+  def __init__(
+    self,
+    config: Config,
+    folder: Path,
+    desk: Path,
+    control: Control,
+    program_of: Callable[[Config], Program],
+  ):
     self.config, self.folder, self.desk, self.control = config, folder, desk, control
+    self.program_of = program_of
     self.stops = hosts.Agreement()
     self.tokens = config.data.batch_size * config.data.seq_len
     self.last_norm = math.nan
     self.origin: dict | None = None  # for provenance, where the run begins from another one
     self.start, self.before = time.perf_counter(), 0.0  # seconds of earlier sittings
 
-  def go(self) -> dict:
+  def go(self) -> Life:
     train = self.config.train
     self._beat(0, 'preparing')
     self.data = hosts.together(lambda: data.load(self.config))
     hosts.check_same('data', self.data.fingerprint)
     hosts.check_same('code', provenance.code_digest(self.config))
-    self.program = program(self.config)
+    self.program = self.program_of(self.config)
     self.part = self.program.executor.part
     with contextlib.closing(
       Checkpoints(self.folder / 'checkpoints', train.keep_last, train.keep_best)
     ) as self.checkpoints:
-      return self._train(*self._restore())
+      return (yield from self._train(*self._restore()))
 
-  def _train(self, current: TrainState, begin: int, saved: dict) -> dict:
+  def _train(self, current: TrainState, begin: int, saved: dict) -> Life:
     train, steps = self.config.train, self.config.train.steps
     provenance.write(self.desk, self.config, self.data.fingerprint, self.data.info, self.origin)
     if self.data.tokenizer:  # what text this run can read, whatever becomes of its source
@@ -202,7 +238,7 @@ class _Run:
         looked = {}
         if train.diagnose and now % train.diagnose == 0:
           looked = self.program.training_statistics(current, self._whole_batch(i))
-        current, metrics = self.program.train_step(current, batch)
+        current, metrics = yield self.program.train_step, current, batch
         self.log.add(now, metrics, looked)
         if self.log.due(now):
           self.log.flush(functools.partial(self._watch, current), before=now)
@@ -212,14 +248,15 @@ class _Run:
         if evaluate or now % train.checkpoint_every == 0 or stop:
           self.log.flush(functools.partial(self._watch, current))
           self.log.pause()
-          evaluated = self._evaluate(current, now) if evaluate else {}
+          evaluated = (yield from self._evaluate(current, now)) if evaluate else {}
           self._save(current, now, evaluated)
           if stop and not last:
             self.checkpoints.wait()
             raise Stopped(f'stopped at step {now} of {steps}')
           self.log.resume()
       if not evaluated:  # resumed after the last step
-        evaluated = hosts.share(lambda: self._evaluation(steps)) or self._evaluate(current, steps)
+        evaluated = hosts.share(lambda: self._evaluation(steps))
+        evaluated = evaluated or (yield from self._evaluate(current, steps))
     if evaluated['eval/loss'] is None or not math.isfinite(evaluated['eval/loss']):
       raise NonFinite(f'the held-out loss at step {steps} is not finite')
     return self._result(current, evaluated)
@@ -255,13 +292,16 @@ class _Run:
     begun, self.origin = begin(self.config, origin, self.program.executor.fetch(fresh))
     return self.program.executor.place(begun), int(begun.step)
 
-  def _evaluate(self, current: TrainState, now: int) -> dict[str, float]:
+  def _evaluate(self, current: TrainState, now: int) -> Life:
     """Mean loss over all held-out tokens, as a row; after the last step also scores of texts."""
     self._beat(now, 'evaluating')
     sums: list[dict] = []
     batches = self.data.eval_batches()
     while ahead := [self.program.put(tokens) for tokens in itertools.islice(batches, _AHEAD)]:
-      sums += jax.device_get([self.program.eval_step(current.eval_params, b) for b in ahead])
+      found = []
+      for batch in ahead:
+        found.append((yield self.program.evaluate, current, batch))
+      sums += jax.device_get(found)
       self._beat(now, 'evaluating')
     sums = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
     if not sums['targets']:

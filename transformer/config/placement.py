@@ -37,6 +37,12 @@ class LaunchConfig:
   retries: int = setting(
     2, 'tries of a cell after one that may pass: its process died or was lost', kind='free', low=0
   )
+  together: int = setting(
+    1,
+    'cells of one shape that a worker trains as one program, for accelerators',
+    kind='free',
+    low=1,
+  )
   per_task: int = setting(1, 'cluster: cells a task runs', kind='free', low=1)
   throttle: int = setting(
     0, 'cluster: tasks at a time; 0: as many as it lets run', kind='free', low=0

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
+import numpy as np
 
-from transformer import count, data, moe, train
+from transformer import count, data, moe, population, train
+from transformer.config import Config
 from transformer.measure import compiled as of
 from transformer.measure.measures import Asked, Measure
 from transformer.measure.timing import chunked, per_step
+from transformer.state import TrainState
 
 _BATCHES = 8
 
 
 def measure(asked: Asked) -> Measure:
-  """The training step, or the evaluation step, of a resolved config."""
+  """The training step, or the evaluation step, of a resolved config.
+
+  With --launch.together the training step of so many runs as one program.
+  """
   config, training = asked.config, asked.what == 'train'
   source, program = data.load(config), train.Program(config)
   host = [source.train_batch(i) for i in range(_BATCHES)]
   state = train.with_counts(config, program, source, program.init(config))
-  step = program.train_step if training else program.eval_step
+  runs = config.launch.together if training else 1
+  step, put = program.train_step if training else program.eval_step, program.put
+  if runs > 1:
+    step, put, state = _together(config, runs, state)
   start = time.perf_counter()
-  lowered = step.lower(state if training else state.eval_params, program.put(host[0]))
+  lowered = step.lower(state if training else state.eval_params, put(host[0]))
   trace_s = time.perf_counter() - start
   compiled = lowered.compile()
   compile_s = time.perf_counter() - start
@@ -31,14 +41,14 @@ def measure(asked: Asked) -> Measure:
   def go(steps: int) -> None:
     nonlocal state
     for i in range(steps):
-      batch = program.put(host[i % _BATCHES])
+      batch = put(host[i % _BATCHES])
       if training:
         state, told = step(state, batch)
       else:
         told = step(state.eval_params, batch)
     jax.block_until_ready(told)
 
-  tokens = config.data.batch_size * config.data.seq_len
+  tokens = runs * config.data.batch_size * config.data.seq_len
   flops = count.flops_per_token(config) / (1 if training else 3)
 
   def turn() -> dict:
@@ -66,3 +76,15 @@ def measure(asked: Asked) -> Measure:
 
     facts['grouped_product'] = sorted({grouped.settle(shape) for shape in shapes})
   return Measure(turn, lambda: go(1), of.origins(compiled), facts)
+
+
+def _together(
+  config: Config, runs: int, state: TrainState
+) -> tuple[Callable, Callable, TrainState]:
+  """(the step of so many runs, what makes their batch of tokens, their states)."""
+  found = population.Population(config, runs)
+
+  def put(tokens: np.ndarray) -> dict[str, np.ndarray]:
+    return found.batches(dict.fromkeys(range(runs), (None, found.program.batch(tokens))))
+
+  return found.train_step, put, found.seated(dict.fromkeys(range(runs), (state, {})))
