@@ -26,8 +26,8 @@ credit for recomputation). step_ms is the median of chunks of steps; quartiles s
 
 --against names flags to measure the same with, and --against_command a program that measures the
 same elsewhere and prints JSON objects with tokens_per_s or step_ms, a line each, the last of which
-counts: it and ours take turns --rounds times in one sitting, and ratio is the median of ours over
-theirs, round by round.
+counts: it and ours take turns --rounds times in one sitting and one environment (as for malloc),
+and ratio is the median of ours over theirs, round by round.
 """
 
 from __future__ import annotations
@@ -135,6 +135,10 @@ def run_suite() -> int:
 
   if SUITE.value not in suites.SUITES:
     raise UserError(f'--suite={SUITE.value}: choose from {", ".join(suites.SUITES)}')
+  others = [WHAT, PROMPT, NEW, BEAMS, CORPUS, AGAINST, COMMAND, ONE_CORE, PROFILE]
+  others += [flags.FLAGS[name] for name in ('preset', *SETTINGS)]
+  if clash := next((flag.name for flag in others if flag.present), ''):
+    raise UserError(f'--{clash}: --suite has rows of its own; leave one of them out')
   configs = [c for row in suites.SUITES[SUITE.value][:1] for c in row.configs() if c]
   by_cores = {False: measured_ceilings(configs)}
 
@@ -189,7 +193,9 @@ def measured(
 ) -> dict:
   """The facts of one measurement, in turns with another side where there is one."""
   with contextlib.ExitStack() as stack:
-    other = sides.Foreign(command) if command else theirs and _side(stack, theirs, one_core)
+    env = machine.Seat(one_thread=one_core).environment()
+    foreign = sides.Foreign(command, env) if command else None
+    other = foreign or (theirs and _side(stack, theirs, one_core))
     facts = sides.in_turns(_side(stack, ours, one_core), other, ROUNDS.value)
   facts |= shares.described(ours.config) | shares.of_peak(facts, ceilings, ours.config)
   if theirs:

@@ -49,10 +49,13 @@ def main() -> int:
   for remat in remats:
     if remat not in (known := SETTINGS['model.remat'].metadata['choices']):
       raise UserError(f'--remat={remat}: choose from {", ".join(known)}')
+  cuts = [_number(cut) for cut in _listed(ACCUMULATE.value)]
+  for cut in cuts:  # before anything is compiled
+    _of(asked.replace(**{'train.accumulate': cut}), 1)
   for remat in remats:
-    for cut in _listed(ACCUMULATE.value):
-      base = asked.replace(**{'model.remat': remat, 'train.accumulate': _number(cut)})
-      found.append({'remat': remat, 'accumulate': int(cut)} | largest(base, GIB.value * 2**30))
+    for cut in cuts:
+      base = asked.replace(**{'model.remat': remat, 'train.accumulate': cut})
+      found.append({'remat': remat, 'accumulate': cut} | largest(base, GIB.value * 2**30))
       print(json.dumps(found[-1]), file=sys.stdout if JSON.value else sys.stderr, flush=True)
   page = _page(asked, found)
   if WRITE.value:
@@ -93,10 +96,13 @@ def largest(base: Config, memory: float) -> dict:
 
 
 def _of(base: Config, heads: int) -> Config:
-  return resolve(base.replace(**{'model.d_model': _HEAD * heads, 'model.num_heads': heads}))
+  own = {'model.d_model': _HEAD * heads, 'model.num_heads': heads, 'parallel.mesh': 'data:1'}
+  return resolve(base.replace(**own))
 
 
 def _page(asked: Config, found: list[dict]) -> str:
+  import jax
+
   m, d = asked.model, asked.data
   headings = ['`--model.remat`', '`--train.accumulate`', 'd_model', 'parameters']
   headings += ['state, GiB', 'scratch, GiB', 'peak, GiB']
@@ -112,7 +118,8 @@ def _page(asked: Config, found: list[dict]) -> str:
       f'{", ".join(f"{k} {v}" for k, v in versions.items())}.\n',
       f'{m.num_layers} layers, heads of {_HEAD}, vocabulary {m.vocab_size:,}, '
       f'{d.batch_size} sequences of {d.seq_len:,} tokens a step, {m.dtype}, {asked.optim.name}. '
-      'The widest model, by heads, whose compiled step fits on one device, by its own account.\n',
+      'The widest model, by heads, whose compiled step fits on one device, by its own account: as '
+      f'compiled for {jax.devices()[0].device_kind}.\n',
       table.markdown(headings, [[row.get(name) for name in names] for row in found]),
     ]
   )

@@ -59,7 +59,7 @@ def run(experiment: Experiment) -> int:
   planned = _planned(experiment, workdir)
   if FLAGS.dry_run:
     plan.show(experiment, workdir, out)
-    print(planned, end='')
+    print('' if experiment.search else planned, end='')  # a search submits what it makes as it goes
     return 0
   boards.require(experiment.base)
   _check_folder(experiment, workdir)
@@ -75,8 +75,9 @@ def run(experiment: Experiment) -> int:
 
     outcome = remote.run(FLAGS.on, workdir, launch, source)
   else:
-    cells = [] if source else experiment.cells
-    outcome = local.run(workdir, cells, launch.workers, retries=launch.retries, source=source)
+    cells, like = ([], experiment.cells) if source else (experiment.cells, ())
+    given = {'retries': launch.retries, 'source': source, 'like': like}
+    outcome = local.run(workdir, cells, launch.workers, **given)
   if source:
     source.write()
   if outcome.interrupted:
@@ -86,7 +87,7 @@ def run(experiment: Experiment) -> int:
 
   results = report.write(workdir)
   if reason := _refusal(outcome, workdir):
-    if is_new:
+    if is_new and experiment.base.parallel.distributed == 'off':
       shutil.rmtree(workdir)
     raise UserError(reason)
   report.console(results, out)

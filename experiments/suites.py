@@ -180,7 +180,7 @@ def page(name: str, found: Iterable[dict], ceilings: dict, command: str) -> str:
     f'{ceilings["memory_gb_per_s"]:.3g} GB/s.\n',
     table.markdown(['operands → result', *shapes], rates),
     'Medians, with quartiles over chunks of steps. MFU is of the fastest product above in the '
-    "run's type. A ratio is of ours over the other side's, by turns.\n",
+    "run's type, on one core of one core's. A ratio is of ours over the other side's, by turns.\n",
     table.markdown(
       ['', *_COLUMNS.values()],
       [[f['row'], *map(f.get, _COLUMNS)] for f in found if 'tokens_per_s' in f],

@@ -81,7 +81,8 @@ def _asked(launches: list[dict]) -> tuple[list[dict], dict[str, str]]:
   for entry in launches:
     if entry['engine'] != LOCAL:
       gone = dict.fromkeys(entry['cells'], 'gone')
-      now = gone if entry.get('over') else gone | engine(entry['engine']).states(entry['record'])
+      over = entry.get('over') or 'cancelled' in entry  # what still saves itself has its claims
+      now = gone if over else gone | engine(entry['engine']).states(entry['record'])
       entry = {**entry, 'over': set(now.values()) <= {'gone'}}
       found |= {cell: told for cell, told in now.items() if found.get(cell, 'gone') == 'gone'}
     entries.append(entry)
@@ -93,14 +94,21 @@ def cancel(workdir: Path) -> list[str]:
 
   Raises UserError where a cluster cannot be asked; the others are by then.
   """
-  told = []
+  told, refused = [], None
   for entry in records.read(workdir):
     if 'cancelled' in entry or entry.get('over'):
       continue
     if entry['engine'] == LOCAL:
       told.append(f'process {entry["pid"]} on {entry["host"]} is asked to stop')
     else:
-      engine(entry['engine']).cancel(entry['record'])
+      try:
+        engine(entry['engine']).cancel(entry['record'])
+      except UserError as e:
+        refused = e
+        continue
       told.append(f'{len(entry["cells"])} cells submitted to {entry["engine"]} are cancelled')
     records.mark_cancelled(workdir, entry)
+  if refused:
+    print(*told, sep='\n')
+    raise refused
   return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from transformer.errors import UserError
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def write_synced(path: Path, value: Any, sync: bool = True) -> None:
@@ -54,6 +57,10 @@ def read_json(path: str | Path, strict: bool = True) -> dict | None:
     text = Path(path).read_bytes()
   except FileNotFoundError:
     return None
+  except OSError as e:
+    if e.errno != errno.ESTALE:  # NFS: another host has replaced it just now
+      raise
+    text = Path(path).read_bytes()
   try:
     value = json.loads(text)
     if isinstance(value, dict):
@@ -67,9 +74,19 @@ def read_json(path: str | Path, strict: bool = True) -> dict | None:
 
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-  """Holds the folder's lock; waits for whoever holds it. The kernel frees it if the owner dies."""
+  """Holds the folder's lock; waits for whoever holds it. The kernel frees it if the owner dies.
+
+  Raises UserError on a file system that has no locks.
+  """
   with open(Path(folder) / '.lock', 'a') as f:
-    fcntl.flock(f, fcntl.LOCK_EX)
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX)
+    except OSError as e:
+      if e.errno not in _NO_LOCKS:
+        raise
+      raise UserError(
+        f'{folder}: its file system has no locks ({e.strerror}); choose another --workdir'
+      ) from None
     yield
 
 

@@ -16,6 +16,7 @@ from launch import shares
 from launch.job import Job
 from launch.shares import Shares, command, line, matching
 from launch.task import FAILED
+from launch.worker import STOPPED
 from transformer.config import LaunchConfig
 from transformer.errors import UserError
 
@@ -100,7 +101,7 @@ def _deal(job: Job) -> Shares:
   if hosts > 1 and job.launch.throttle:
     raise UserError(
       f'--launch.throttle={job.launch.throttle}: is not for cells of {hosts} hosts each on '
-      'Kubernetes, which starts as many as there are nodes for; leave it out'
+      'Kubernetes, which knows of no limit over several Jobs; leave it out'
     )
   launch = dataclasses.replace(job.launch, nodes=hosts)
   return shares.deal(dataclasses.replace(job, launch=launch))
@@ -140,8 +141,11 @@ def _rules(alone: bool) -> list[dict]:
   """What a pod's end means: evictions do not count; what trying again cannot mend is not tried."""
   moved = [{'type': 'DisruptionTarget', 'status': 'True'}]
   hopeless = {'containerName': 'task', 'operator': 'In', 'values': [FAILED]}
+  # Of hosts that work together the others end with one; the first one counts its tries itself.
+  stopped = {'containerName': 'task', 'operator': 'In', 'values': [STOPPED]}
   return [
     {'action': 'Ignore', 'onPodConditions': moved},
+    *([] if alone else [{'action': 'Ignore', 'onExitCodes': stopped}]),
     {'action': 'FailIndex' if alone else 'FailJob', 'onExitCodes': hopeless},
   ]
 
@@ -164,7 +168,14 @@ def _pod(dealt: Shares, name: str, task: str) -> dict:
     'image': matching(launch.image, image, '--launch.image', 'the name of an image'),
     'command': ['python', *map(_literal, dealt.task()), f'--index={task}'],
     'env': [{'name': k, 'value': _literal(v)} for k, v in environment.items()],
-    'volumeMounts': [mount],
+    # What Pod Security asks for at its strictest; without the first, the server only warns.
+    'securityContext': {
+      'allowPrivilegeEscalation': False,
+      'capabilities': {'drop': ['ALL']},
+      'runAsNonRoot': os.getuid() != 0,
+      'seccompProfile': {'type': 'RuntimeDefault'},
+    },
+    'volumeMounts': [mount, {'name': 'shared', 'mountPath': '/dev/shm'}],
     **_resources(launch),
   }
   me = {'runAsUser': os.getuid(), 'runAsGroup': os.getgid(), 'fsGroup': os.getgid()}
@@ -175,7 +186,8 @@ def _pod(dealt: Shares, name: str, task: str) -> dict:
     **({'subdomain': dealt.name} if together else {}),
     **_nodes(launch, name),
     'containers': [container],
-    'volumes': [volume],
+    # GPUs of a host talk by way of it; 64 MB, as it would be, are not enough for several.
+    'volumes': [volume, {'name': 'shared', 'emptyDir': {'medium': 'Memory'}}],
   }
 
 
@@ -310,7 +322,7 @@ def _over(job: dict, index: int | None) -> bool:
   """Whether a Job, or one of its indices, has ended well or for good."""
   status = job.get('status', {})
   ended = {c['type'] for c in status.get('conditions', []) if c.get('status') == 'True'}
-  if ended & {'Complete', 'Failed'}:
+  if ended & {'Complete', 'Failed'} or job['metadata'].get('deletionTimestamp'):
     return True
   lists = (status.get('completedIndexes', ''), status.get('failedIndexes', ''))
   return index is not None and any(_within(index, text) for text in lists)

@@ -72,6 +72,7 @@ def run(
   source: Source | None = None,
   asked: list[int] | None = None,
   of: int = 0,
+  like: Sequence[Cell] = (),
 ) -> Outcome:
   """Runs every cell that is not done, side by side in `workers` processes, and waits.
 
@@ -80,7 +81,8 @@ def run(
   worker_command: what to start instead of `python -m launch.worker`. retries: tries of a cell after
   one whose cause may pass (causes.py), as when its worker died; others have one a launch. source:
   makes further cells. asked: where the caller collects signals that ask to stop; without, they are
-  collected here. of: cells of the whole experiment, where these are but some.
+  collected here. of: cells of the whole experiment, where these are but some. like: such as the
+  source makes, where there are none yet.
 
   SIGINT or SIGTERM, or launch.cancel, lets the workers checkpoint and leave; a second signal kills
   them. Raises OSError naming the file if the run folder cannot be written, UserError if no worker
@@ -100,13 +102,14 @@ def run(
     return outcome
   launch, skipped = uuid.uuid4().hex, len(outcome.skipped_done)
   total = source.total if source else len(todo) + skipped
-  distributed = next((c.config.parallel.distributed for c in cells), 'off')
+  shown = cells or like
+  distributed = next((c.config.parallel.distributed for c in shown), 'off')
   if distributed != 'off':  # this machine's part of a team
     workers = 1
   # seats as for all cells: one continued must not find itself on other cores than it began on
-  rows = rows_of([cell.config for cell in cells])
-  places = seats(workers, max(of, total), _devices_of(cells), rows)[: total - skipped]
-  together = max((cell.config.launch.together for cell in cells), default=1)
+  rows = rows_of([cell.config for cell in shown])
+  places = seats(workers, max(of, total), _devices_of(shown), rows)[: total - skipped]
+  together = max((cell.config.launch.together for cell in shown), default=1)
   pool = Pool(workdir, places, launch, worker_command, retries, distributed, together)
   display = Display(console, total, skipped)
   work = _Launch(workdir, launch, todo, pool, display, outcome, retries, source)

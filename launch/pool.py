@@ -22,6 +22,7 @@ from launch.worker import DISK, STOPPED
 
 COMMAND = (sys.executable, '-m', 'launch.worker')
 _GRACE = 10.0  # seconds to leave in when something has gone wrong here
+_MOST = 1000  # cells that a worker is given: more would not fit a command line
 _PAUSE = 1.0  # seconds before a seat is used again after a worker without work
 
 
@@ -120,7 +121,8 @@ class Pool:
     ][: len(cells)]
     for turn, i in enumerate(free):
       offset = turn * len(cells) // len(free)
-      self._workers[i] = self._start(i, [*cells[offset:], *cells[:offset]])
+      turned = [*cells[offset:], *cells[:offset]]
+      self._workers[i] = self._start(i, turned[:_MOST])
 
   def reap(self) -> list[Worker]:
     """The workers that have ended since the last call; their seats are free again."""

@@ -6,6 +6,7 @@ again, and cells on their way go on meanwhile.
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -52,7 +53,11 @@ class _Watch:
     """Closes what has ended, submits what is new or was dropped; False once nothing is open."""
     engine = {}
     if time.monotonic() - self._asked >= _ENGINE_EVERY:
-      engine, self._asked = engines.states(self._workdir), time.monotonic()
+      self._asked = time.monotonic()
+      try:
+        engine = engines.states(self._workdir)
+      except UserError as e:
+        print(f'{e}; asked again in {_ENGINE_EVERY:.0f} s', file=sys.stderr)
     for name, cell in list(self._open.items()):
       self._see(name, cell, engine.get(name, ''))
     again = [cell for name, cell in self._open.items() if engine.get(name) == 'gone']

@@ -15,7 +15,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import snapshot
+from launch import records, snapshot
 from launch.claims import failures
 from launch.files import read_json, write_json
 from launch.job import Job
@@ -70,7 +70,9 @@ def deal(job: Job) -> Shares:
   cells = [list(job.cells[i : i + each]) for i in range(0, len(job.cells), each)]
   failed = {name: failures(workdir / 'cells' / name) for name in job.cells}
   code = snapshot.where(workdir)
-  told = [str(workdir), cells, failed, dataclasses.asdict(job.launch), code.name]
+  # After launch.cancel the same is submitted anew, while the old may still be saving itself.
+  cancelled = sum('cancelled' in entry for entry in records.read(workdir))
+  told = [str(workdir), cells, failed, dataclasses.asdict(job.launch), code.name, cancelled]
   digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
   plugins = snapshot.plugins(code)
   return Shares(f'isoffn-{digest}', workdir, cells, failed, job.launch, code, plugins)

@@ -41,7 +41,10 @@ def submit(job: Job) -> dict:
   shares.write(dealt)
   number = _once(dealt.name, array, _tasks(dealt))
   if job.report:
-    report = _once(f'{dealt.name}-report', _report(dealt, number), _reporter(dealt))
+    try:
+      report = _once(f'{dealt.name}-report', _report(dealt, number), _reporter(dealt))
+    except UserError as e:  # the array is on its way: it has to be recorded
+      print(f'no job for the report: {e}', file=sys.stderr)
   return {'name': dealt.name, 'array': number, 'report': report, 'cells': dealt.cells}
 
 
@@ -51,9 +54,9 @@ def states(record: dict) -> dict[str, str]:
   try:
     said = command(asked, missing=_WHERE)
   except UserError as e:
-    if 'Invalid job id' not in str(e):
+    if not _is_over(e):
       raise
-    said = ''  # it ended so long ago that Slurm has forgotten it
+    said = ''
   tasks = dict(row.split('|') for row in said.split())
   found = {}
   for index, cells in enumerate(record['cells']):
@@ -65,8 +68,17 @@ def states(record: dict) -> dict[str, str]:
 
 def cancel(record: dict) -> None:
   """Cancels what is left of a submission. Running cells get SIGTERM, and KillWait to save state."""
-  jobs = [job for job in (record['array'], record['report']) if job]
-  command(['scancel', *jobs], missing=_WHERE)
+  for job in filter(None, (record['array'], record['report'])):
+    try:
+      command(['scancel', job], missing=_WHERE)
+    except UserError as e:
+      if not _is_over(e):
+        raise
+
+
+def _is_over(e: UserError) -> bool:
+  """Whether a job ended so long ago that Slurm has forgotten it."""
+  return 'Invalid job id' in str(e)
 
 
 def _array(dealt: Shares) -> list[str]:

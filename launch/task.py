@@ -84,8 +84,9 @@ class _Task:
 
   def run(self) -> int:
     launch, together = self._shares.launch, self._shares.launch.nodes > 1
-    if together and int(os.environ.get('JOB_COMPLETION_INDEX', 0)):
-      return self._together(self._names)  # follows the first pod, which sees to the rest
+    pod = os.environ.get('JOB_COMPLETION_INDEX')
+    if together and int(pod or 0):  # follows the first pod, which counts tries and sees to the rest
+      return STOPPED if self._left() and self._together(self._names) else 0
     while left := self._begin():
       for cell in left:
         write_config(cell, self._shares.workdir)
@@ -96,7 +97,9 @@ class _Task:
       if not (status := self._together([cell.folder_name for cell in left])) or self._asked:
         break
       print(f'a process ended with status {status}', file=sys.stderr)
-      if 'JOB_COMPLETION_INDEX' in os.environ:  # Kubernetes starts pods again
+      if status == os.EX_UNAVAILABLE:  # others have not come: no try of ours
+        self._note(in_vain=self._noted()['in_vain'] - 1)
+      if pod is not None:  # Kubernetes starts pods again
         break
     if self._asked and self._left():
       if self._asked.number:
@@ -105,7 +108,7 @@ class _Task:
         _requeue(self._asked.number)
       return STOPPED
     if self._left():
-      return 1
+      return STOPPED if together and pod is not None else 1
     return FAILED if any(self._failed(name) for name in self._names) else 0
 
   def _left(self) -> list[Cell]:
@@ -178,6 +181,7 @@ class _Task:
     command += [f'--retries={launch.retries}', '--wait', '--distributed=auto']
     if 'SLURM_JOB_ID' in os.environ:
       step = [f'--nodes={launch.nodes}', '--ntasks-per-node=1', '--kill-on-bad-exit=1']
+      step.append('--export=ALL')  # some sites export nothing, and steps would run other code
       step += [f'--cpus-per-task={launch.cpus}'] * bool(launch.cpus)
       command = ['srun', *step, *command]
     process = subprocess.Popen([*command, '--cells', *names])
@@ -193,7 +197,9 @@ class _Task:
 
 def _requeue(number: int) -> None:
   """Puts a task of Slurm back into the queue, unless somebody has cancelled it."""
-  job = os.environ.get('SLURM_JOB_ID')
+  env = os.environ  # an array's own number is that of one of its tasks as well
+  array, index = env.get('SLURM_ARRAY_JOB_ID'), env.get('SLURM_ARRAY_TASK_ID')
+  job = f'{array}_{index}' if array and index else env.get('SLURM_JOB_ID')
   if not job:
     return
   try:

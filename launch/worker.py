@@ -40,6 +40,7 @@ STOPPED = os.EX_TEMPFAIL  # asked to stop: the same cells can be continued
 DISK = os.EX_IOERR  # the run folder takes no more: no use in going on
 _LOOK = 1.0  # seconds between looks at cells that others hold
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_HICCUP = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # of a shared folder, which may pass
 
 Runner = Callable[[Config, Path, Control], dict]
 
@@ -76,6 +77,13 @@ def _one_of_several(args: argparse.Namespace, run: Runner | None, stopping: Stop
   """What one of several processes does: the first leads, the others follow."""
   try:
     team = Team(args.distributed)
+  except UserError as e:
+    print(e, file=sys.stderr)
+    return _at_once(os.EX_SOFTWARE)
+  except Exception:
+    traceback.print_exc()
+    return _at_once(os.EX_UNAVAILABLE)
+  try:
     run = run or _train_run()
     if team.rank:
       _follow(args, run, stopping, team)
@@ -287,6 +295,8 @@ def _cause(e: Exception) -> str:
     return causes.REFUSED
   if isinstance(e, MemoryError) or 'RESOURCE_EXHAUSTED' in str(e):  # as XLA says it
     return causes.MEMORY
+  if isinstance(e, OSError) and e.errno in _HICCUP:
+    return causes.LOST
   own = causes.NON_FINITE if type(e).__name__ == 'NonFinite' else causes.BUG
   return getattr(e, 'cause', '') or own
 

@@ -124,6 +124,7 @@ CHANGED = {  # a value of every setting that is not the one of BASE
   'parallel.distributed': 'host:1234,0,2',
   'launch.workers': 3,
   'launch.retries': 5,
+  'launch.together': 2,
   'launch.per_task': 2,
   'launch.throttle': 4,
   'launch.nodes': 2,

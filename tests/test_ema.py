@@ -37,7 +37,7 @@ def test_by_hand():
 def test_it_changes_no_step_and_is_what_gets_evaluated():
   plain, _ = train(battery.tiny(**{'optim.learning_rate': 0.02}))
   got, _ = train(CONFIG)
-  assert battery.same_bits(plain.params, got.params)
+  assert battery.largest_difference(plain.params, got.params) < 1e-6  # of two programs
   assert plain.ema == {} and battery.same_bits(plain.eval_params, plain.params)
   assert battery.same_bits(got.eval_params, got.ema)
 

@@ -65,7 +65,6 @@ LAYERS = {
       'state',
       'step',
       'parallel',
-      'population',
     ),
     2,
   ),

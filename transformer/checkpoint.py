@@ -5,7 +5,9 @@ Of several processes each writes and reads its part, and all call the same metho
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,15 +95,17 @@ class Checkpoints:
     try:
       return self._read(like, step), ''
     except Exception as e:  # orbax and what it stands on raise all kinds
-      if jax.process_count() > 1:
-        raise  # the others may have read their part
+      if jax.process_count() > 1 or _may_pass(e):
+        raise  # the others may have read their part; and it may be read another time
       return None, str(e).partition('\n')[0][:200] or type(e).__name__
 
   def _set_aside(self, damaged: list[int]) -> None:
     """Renames checkpoints, which the manager then no longer knows of."""
     if damaged:
       for step in damaged if hosts.first() else ():
-        (self._folder / str(step)).rename(self._folder / f'{step}.damaged')
+        aside = self._folder / f'{step}.damaged'
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._folder / str(step)).rename(aside)
       hosts.gather('')
       self._manager.reload()
 
@@ -198,3 +202,11 @@ def _checkpointer() -> Any:
 
 def _saved(state: TrainState) -> dict:
   return {name: getattr(state, name) for name in _SAVED}
+
+
+def _may_pass(e: Exception) -> bool:
+  """Whether a restore has failed for want of memory or files, and not for what it has read."""
+  passing = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+  return isinstance(e, MemoryError) or (
+    e.errno in passing if isinstance(e, OSError) else 'RESOURCE_EXHAUSTED' in str(e)
+  )

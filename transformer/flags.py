@@ -97,7 +97,7 @@ def varied(text: str, flag: str) -> Config:
     rest = own(['', *shlex.split(text)])
   except (flags.Error, ValueError) as e:
     raise UserError(f'--{flag}={text}: {e}'.replace('\n', ' ')) from None
-  changed = {path: own[path].value for path in SETTINGS if own[path].value != FLAGS[path].value}
+  changed = {p: own[p].value for p in SETTINGS if own[p].present > FLAGS[p].present}
   if rest[1:] or not changed:
     raise UserError(f"--{flag}={text}: should be settings, as in '--ffn.activation=relu'")
   return config().replace(**changed)

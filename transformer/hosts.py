@@ -26,7 +26,6 @@ T = TypeVar('T')
 HEARTBEAT_SECONDS = 40  # without a sign of a process after which jax ends the others
 _START_SECONDS = 300  # for all processes to come
 _END_SECONDS = 30  # for all to leave
-_LONGEST = 4096  # bytes of what processes tell each other at a time
 
 
 def start(setting: str) -> None:
@@ -90,13 +89,14 @@ def first() -> bool:
 
 
 def gather(text: str) -> list[str]:
-  """What each process says, by rank; all wait for all. At most 4096 bytes each."""
+  """What each process says, by rank; all wait for all."""
   if jax.process_count() == 1:
     return [text]
   from jax.experimental import multihost_utils
 
-  said = np.zeros(_LONGEST, np.uint8)
   encoded = np.frombuffer(text.encode(), np.uint8)
+  longest = max(1, int(np.max(multihost_utils.process_allgather(np.int32(len(encoded))))))
+  said = np.zeros(longest, np.uint8)
   said[: len(encoded)] = encoded
   heard = multihost_utils.process_allgather(said)
   return [bytes(row).rstrip(b'\0').decode() for row in heard]

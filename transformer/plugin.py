@@ -101,9 +101,12 @@ def load(paths: str) -> str:
       text = path.read_bytes()
     except OSError as e:
       raise UserError(f'--plugin={part}: cannot be read ({e.strerror})') from None
+    digest = hashlib.sha256(text).hexdigest()
+    if digest in _LOADED.values():  # a copy, as a snapshot has
+      continue
     before = _declared()
     _run(part, path, text)
-    _LOADED[path] = hashlib.sha256(text).hexdigest()
+    _LOADED[path] = digest
     _ORIGIN.update(dict.fromkeys(_declared() - before, path))
   return ','.join(found)
 

@@ -63,6 +63,12 @@ def test_several_things_beside_another_program() -> None:
   assert found[1]['step_peak_mb'] > 0
 
 
+def test_the_other_side_may_have_what_is_a_default_where_a_preset_has_another() -> None:
+  against = '--against=--model.positions=rotary --model.unroll=true'
+  [facts] = told('--preset=gpt2', '--what=memory', '--rounds=1', against)
+  assert facts['params'] - facts['against']['params'] == 16 * 16  # learned: a vector a position
+
+
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
@@ -84,6 +90,7 @@ def test_several_things_beside_another_program() -> None:
       '--model.num_heads=3: does not divide --model.d_model=16; choose a divisor or set '
       '--model.head_dim',
     ),
+    (['--suite=cpu'], '--model.d_model: --suite has rows of its own; leave one of them out'),
     (['--new_tokens=0'], '--new_tokens=0: below the least allowed, 1'),
     (['--what=data', '--profile=x'], '--profile=x: --what=data has no steps to trace'),
     (

@@ -73,7 +73,9 @@ def test_each_task_is_an_index_of_one_job(workdir: Path) -> None:
     '--index=$(JOB_COMPLETION_INDEX)',
   ]
   assert container['resources']['limits'] == {'memory': '16Gi', 'nvidia.com/gpu': '1'}
-  assert container['volumeMounts'] == [{'name': 'runs', 'mountPath': str(workdir)}]
+  shared = {'name': 'shared', 'mountPath': '/dev/shm'}
+  assert container['volumeMounts'] == [{'name': 'runs', 'mountPath': str(workdir)}, shared]
+  assert not container['securityContext']['allowPrivilegeEscalation']
   environment = {e['name']: e['value'] for e in container['env']}
   assert environment['PYTHONPATH'].startswith(f'{workdir}/code/')
   assert 'JAX_NUM_PROCESSES' not in environment
@@ -97,7 +99,9 @@ def test_hosts_that_work_together_find_the_first_by_a_service(
     environment = {e['name']: e['value'] for e in container['env']}
     assert environment['JAX_COORDINATOR_ADDRESS'] == f'{name}-{i}-0.{name}:8476'
     assert environment['JAX_NUM_PROCESSES'] == str(hosts)
-    assert spec['podFailurePolicy']['rules'][1]['action'] == 'FailJob'
+    _, stopped, hopeless = spec['podFailurePolicy']['rules']
+    assert (stopped['action'], stopped['onExitCodes']['values']) == ('Ignore', [75])
+    assert (hopeless['action'], hopeless['onExitCodes']['values']) == ('FailJob', [2])
   assert ('nodeSelector' in _pod(jobs[0])) == (launch == SLICE)
   if launch == SLICE:
     assert _pod(jobs[0])['nodeSelector'] == {
@@ -115,9 +119,8 @@ def test_values_are_data_and_nothing_in_them_is_expanded(workdir: Path) -> None:
   (container,) = _pod(job)['containers']
   escaped = str(evil).replace('$', '$$')
   assert container['command'][3].startswith(f'--shares={escaped}/tasks/')
-  assert container['volumeMounts'] == [
-    {'name': 'runs', 'mountPath': str(evil), 'subPath': '$(sub)/x: y'}
-  ]
+  mount = {'name': 'runs', 'mountPath': str(evil), 'subPath': '$(sub)/x: y'}
+  assert container['volumeMounts'][0] == mount
   assert not evil.exists()
 
 

@@ -23,6 +23,7 @@ def test_each_setting_acts_somewhere_and_those_of_one_engine_not_on_another() ->
   assert {n for n in SETTINGS if n.startswith('launch.')} - here == {
     'launch.workers',
     'launch.retries',
+    'launch.together',
   }
   with pytest.raises(UserError, match='--on=slum: no such engine; did you mean slurm'):
     engines.unread('slum')

@@ -116,6 +116,26 @@ def test_before_its_limit_a_task_saves_its_state_and_is_requeued(
 
 
 @on_slurm
+def test_a_task_that_has_the_number_of_its_array_requeues_itself_alone(
+  cluster: Cluster, workdir: Path
+) -> None:
+  cells = make_cells('slow-a', 'slow-b')
+  record = slurm.submit(_job(workdir, cells))
+  until(lambda: len(executions(workdir)) == 2, 120)
+  rows = cluster.run('squeue', '-h', '-r', '-j', record['array'], '-o', '%A %F %K').splitlines()
+  [index] = [row.split()[2] for row in rows if row.split()[0] == row.split()[1]]
+  mine, other = (f'{record["array"]}_{i}' for i in (index, 1 - int(index)))
+  cluster.run('scancel', '--batch', '--signal=USR1', mine)
+  cluster.start_again(mine)
+  until(lambda: max(executions(workdir).values()) == 2, 120)
+  assert cluster.run('squeue', '-h', '-r', '-j', other, '-o', '%T') == 'RUNNING'
+  assert sorted(executions(workdir).values()) == [1, 2]
+  (workdir / 'go').touch()
+  until(lambda: _states(record) == {'gone'}, 120)
+  assert [state(c.folder(workdir)) for c in cells] == ['done', 'done'], _log(workdir)
+
+
+@on_slurm
 @pytest.mark.exhaustive
 def test_training_that_was_requeued_equals_the_undisturbed_and_its_code_is_the_snapshot(
   cluster: Cluster, workdir: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,6 +31,25 @@ def test_the_round_of_the_median_ratio_is_told() -> None:
   assert (facts['ratio'], facts['tokens_per_s']) == (2, 200)
 
 
+def test_who_begins_changes_and_of_two_rounds_the_worse_is_told() -> None:
+  order = []
+
+  class Counted(Told):
+    def turn(self) -> dict:
+      order.append(self)
+      return super().turn()
+
+  ours, theirs = (Counted(*({'tokens_per_s': n} for n in each)) for each in ((10, 30), (10, 10)))
+  facts = sides.in_turns(ours, theirs, 2)
+  assert order == [ours, theirs, theirs, ours]
+  assert (facts['ratio_by_round'], facts['ratio'], facts['tokens_per_s']) == ([1, 3], 1, 10)
+
+
+def test_both_sides_share_an_environment() -> None:
+  says = 'echo "{\\"tokens_per_s\\": $RATE}"'
+  assert sides.Foreign(says, {'RATE': '5'}).turn() == {'tokens_per_s': 5}
+
+
 def test_a_program_that_tells_only_the_time_of_a_step_is_compared_by_it() -> None:
   ours = Told({'tokens_per_s': 5000, 'step_ms': 20})
   facts = sides.in_turns(ours, Told({'step_ms': 50}), 1)

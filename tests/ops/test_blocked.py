@@ -69,6 +69,18 @@ def test_another_sequence_under_a_mask_of_one_row():
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_a_query_that_looks_nowhere_gives_no_gradient():
+  mask = jnp.asarray(np.arange(7) < np.array([7, 0, 3])[:, None])[:, None]  # the second row's
+  *inputs, g = arrays(2, 'float32', keys=7)
+  seen = g.at[1].set(0.0)
+  got = both(blocked, (*inputs, g), mask, 0.3, False)
+  right = both(reference, (*inputs, seen), mask, 0.3)
+  for ours, theirs in zip(got, right, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  asked = both(reference, (*inputs, g), mask, 0.3)  # negative control: the reference's is asked for
+  assert np.max(np.abs(asked[3][1])) > 0.1 > np.max(np.abs(got[3][1]))
+
+
 def test_keys_ahead_are_not_multiplied():
   """Of T queries in blocks of 4 the first meet 4 keys, not T: fewer products than all pairs."""
   found = [(at, seen) for at, seen in ops._blocks(10, 10, True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -38,6 +39,18 @@ def test_one_that_is_wrong_makes_all_plain(
 def test_cudnn_is_for_gpus() -> None:
   shape = cudnn.Shape(8, 2, 4, 8, 2, 'bfloat16')
   assert cudnn.settle(shape) == 'reference'
-  assert not cudnn.is_right(
-    jnp.zeros((1, 8, 2, 4), 'bfloat16'), jnp.zeros((1, 8, 2, 4), 'bfloat16')
-  )
+  same = jnp.zeros((1, 8, 2, 4), 'bfloat16')
+  assert not cudnn.is_right(same, same, same)
+
+
+def test_cudnn_is_for_values_as_wide_as_keys_and_is_given_whole_masks(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  same, wider = jnp.zeros((3, 8, 2, 4), 'bfloat16'), jnp.zeros((3, 8, 2, 6), 'bfloat16')
+  monkeypatch.setitem(cudnn._RIGHT, cudnn.Shape(8, 2, 4, 8, 2, 'bfloat16'), True)
+  assert cudnn.is_right(same, same, same)
+  assert not cudnn.is_right(same, same, wider)
+  given = {}
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda *x, **more: given.update(more))
+  cudnn.attention(same, same, same, jnp.ones((1, 1, 8), bool), 0.5)  # as of a source
+  assert given['mask'].shape == (3, 1, 8, 8)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import battery
 from transformer.ops import product as ops
 from transformer.ops.product import across, product, reference
 
@@ -85,3 +86,33 @@ def test_on_a_mesh_the_compiler_has_its_way():
   with jax.set_mesh(mesh):
     assert 'custom_vjp' not in text()
     assert text() == plain
+
+
+def test_gradients_of_a_wider_result_are_computed_in_the_operands_type():
+  """Elsewhere than on a lone CPU; autodiff of the einsum itself would multiply mixed types."""
+  mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  q, k = (jnp.asarray(RNG.normal(size=(2, 5, 3, 4)), 'bfloat16') for _ in 'qk')
+
+  def operands(jaxpr) -> set[tuple[str, ...]]:
+    found = set()
+    for eqn in jaxpr.eqns:
+      inside = (battery._jaxprs(value) for value in eqn.params.values())
+      found = found.union(*(operands(getattr(j, 'jaxpr', j)) for js in inside for j in js))
+      if eqn.primitive.name == 'dot_general':
+        found.add(tuple(str(x.aval.dtype) for x in eqn.invars))
+    return found
+
+  def types(multiply) -> set[tuple[str, ...]]:
+    def total(q, k):
+      return jnp.sum(jnp.sin(multiply('btnh,bsnh->bnts', q, k, 'float32')))
+
+    with jax.set_mesh(mesh):
+      return operands(jax.make_jaxpr(jax.grad(total, (0, 1)))(q, k).jaxpr)
+
+  assert types(product) == {('bfloat16', 'bfloat16')}
+  assert ('float32', 'bfloat16') in types(reference)  # so that it is seen
+  found = jax.grad(lambda q: jnp.sum(jnp.sin(product('btnh,bsnh->bnts', q, k, 'float32'))))(q)
+  exact = jax.grad(
+    lambda q: jnp.sum(jnp.sin(reference('btnh,bsnh->bnts', q, k.astype('float32'))))
+  )(q.astype('float32'))
+  np.testing.assert_allclose(np.float32(found), exact, atol=0.03 * np.max(np.abs(exact)))

@@ -39,6 +39,7 @@ def measure(asked: Asked) -> Measure:
     return alone | {
       'tokens_per_s': inside,
       'step_ms': 1e3 * tokens / inside,
+      'gflops_per_s': alone['gflops_per_s'] * inside / alone['tokens_per_s'],
       'step_ms_quartiles': quartiles([1e3 * tokens / r for r in rates]),
       'times': len(rates),
       'bare_step_ms': alone['step_ms'],

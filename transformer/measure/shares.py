@@ -29,7 +29,7 @@ def of_peak(facts: dict, ceilings: dict, config: Config) -> dict:
   """mfu: the model's own FLOPs (no credit for recomputation) over the peak of its type.
 
   memory_share: bytes as XLA counts them a second, over the measured bandwidth; caches can take it
-  above 1.
+  above 1, and of a loop's body they are those of one trip, so that loops take it below.
   """
   if 'gflops_per_s' not in facts:
     return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from typing import Protocol, Self
@@ -88,14 +87,17 @@ class Ours:
 
 
 class Foreign:
-  """A program of somebody else's, started for each turn. Its last line of JSON counts."""
+  """A program of somebody else's, started for each turn. Its last line of JSON counts.
 
-  def __init__(self, command: str):
-    self._command = command
+  env: what it runs in, as ours but for what is jax's own.
+  """
+
+  def __init__(self, command: str, env: dict[str, str] | None = None):
+    self._command, self._env = command, env
 
   def turn(self) -> dict:
     """That line, with tokens_per_s or step_ms in it. Raises UserError without one."""
-    done = subprocess.run(self._command, shell=True, capture_output=True, text=True)
+    done = subprocess.run(self._command, shell=True, capture_output=True, text=True, env=self._env)
     for line in reversed(done.stdout.splitlines()):
       try:
         told = json.loads(line)
@@ -113,16 +115,20 @@ class Foreign:
 def in_turns(ours: Side, theirs: Side | None, rounds: int) -> dict:
   """What `ours` measures in a turn; with `theirs`, in the round whose ratio is the median.
 
-  ratio: ours over theirs, round by round, of what `measures.rate` reads of both.
+  ratio: ours over theirs in that round, of what `measures.rate` reads of both; of an even number
+  of rounds the lower of the middle two. Who begins changes from round to round.
   """
   if theirs is None:
     return ours.turn()
-  pairs = [(ours.turn(), theirs.turn()) for _ in range(rounds)]
+  pairs = []
+  for i in range(rounds):
+    turns = [side.turn() for side in ((ours, theirs) if i % 2 == 0 else (theirs, ours))]
+    pairs.append(turns if i % 2 == 0 else turns[::-1])
   ratios = [_ratio(*pair) for pair in pairs]
-  middle = sorted(range(rounds), key=ratios.__getitem__)[rounds // 2]
+  middle = sorted(range(rounds), key=ratios.__getitem__)[(rounds - 1) // 2]
   mine, other = pairs[middle]
   return mine | {
-    'ratio': statistics.median(ratios),
+    'ratio': ratios[middle],
     'ratio_by_round': [round(r, 3) for r in ratios],
     'ratio_quartiles': quartiles(ratios),
     'against': other,

@@ -22,7 +22,7 @@ TOLD = {
   'mfu': 'share of peak (MFU)',
   'gflops_per_s': 'GFLOP/s',
   'peak_gflops_per_s': 'GFLOP/s at most, in this type',
-  'memory_share': 'share of memory bandwidth',
+  'memory_share': 'share of memory bandwidth, loops counted once',
   'compile_s': 's to compile',
   'step_peak_mb': 'MiB of a step, compiled',
   'estimate_mb': 'MiB of a step, by formula',

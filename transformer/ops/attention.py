@@ -41,7 +41,7 @@ def attention(
     _, T, N, _ = query_BTNH.shape
     if N * T * key_BSKH.shape[1] >= _LEAST and lone_cpu():
       return blocked(query_BTNH, key_BSKH, value_BSKW, mask_BTS, scale, causal)
-    if cudnn.is_right(query_BTNH, key_BSKH):
+    if cudnn.is_right(query_BTNH, key_BSKH, value_BSKW):
       return cudnn.attention(query_BTNH, key_BSKH, value_BSKW, mask_BTS, scale)
   return reference(query_BTNH, key_BSKH, value_BSKW, mask_BTS, scale, bias_NTS, cap)
 

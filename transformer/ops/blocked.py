@@ -34,7 +34,8 @@ def blocked(
   """softmax(q·k · scale) v where mask allows, as `attention.attention` without bias and cap.
 
   causal: whether the mask hides all keys ahead of a query; S is T then. Where a causal query may
-  look nowhere, what it gets is not the reference's, and means as little.
+  look nowhere, what it gets is not the reference's, and means as little; no such query gives a
+  gradient.
   Returns out_BTNW in the type of the queries.
   """
   return _forward(query_BTNH, key_BSKH, value_BSKW, mask_BTS, scale, causal)[0]
@@ -81,8 +82,8 @@ def _backward(scale: float, causal: bool, kept: tuple, g_BTNW: jax.Array) -> tup
     for at, seen in _blocks(query_GTH.shape[1], len(key_SH), causal):
       block_GTH, g = query_GTH[:, at], g_GTW[:, at]
       scores_GST = scale * into_float32('sh,gth->gst', key_SH[seen], block_GTH)
-      scores_GST = jnp.where(_part(mask_ST, seen, at), scores_GST, _MASKED)
       weights_GST = jnp.exp(scores_GST - log_z_GT[:, None, at])
+      weights_GST = jnp.where(_part(mask_ST, seen, at), weights_GST, 0.0)
       dweights_GST = into_float32('sw,gtw->gst', value_SW[seen], g)
       dscores_GST = weights_GST * (dweights_GST - pull_GT1[:, None, at, 0]) * scale
       weights_GST, dscores_GST = (cast(x, key_SH.dtype) for x in (weights_GST, dscores_GST))

@@ -14,7 +14,7 @@ from transformer.ops.backend import alone
 from transformer.ops.cast import cast, turned
 from transformer.ops.product import into_float32, product
 
-_LOGITS = 2**22  # held at a time
+_LOGITS, _MORE = 2**22, 2**26  # held at a time: of a CPU's cache, of an accelerator's memory
 _LEAST = 2**16  # with fewer, parts take longer to compile than they save
 
 
@@ -142,7 +142,8 @@ _sums.defvjp(_forward, _backward)
 def _over_parts(part: object, start: tuple, rows: tuple, V: int) -> tuple:
   """(what `part` adds up, what it gives a row), a part of the rows after the other if many."""
   M = len(rows[0])
-  size = max(1, min(M, _LOGITS // V))
+  held = _LOGITS if jax.default_backend() == 'cpu' else _MORE
+  size = max(1, min(M, held // V))
   if size == M:
     return part(start, rows)
   parts, rest = divmod(M, size)

@@ -35,17 +35,18 @@ def attention(
   scale: float,
 ) -> jax.Array:
   """softmax(q·k · scale) v where mask allows, of GPUs from Ampere on, in bfloat16."""
+  (B, T), S = query_BTNH.shape[:2], key_BSKH.shape[1]
   return jax.nn.dot_product_attention(
     *(query_BTNH, key_BSKH, value_BSKW),
-    mask=mask_BTS[:, None],
+    mask=jnp.broadcast_to(mask_BTS[:, None], (B, 1, T, S)),  # it takes none of fewer queries
     scale=scale,
     implementation='cudnn',
   )
 
 
-def is_right(query_BTNH: jax.Array, key_BSKH: jax.Array) -> bool:
-  """Whether `settle` found `attention` right at this shape."""
-  return _RIGHT.get(_shape(query_BTNH, key_BSKH), False)
+def is_right(query_BTNH: jax.Array, key_BSKH: jax.Array, value_BSKW: jax.Array) -> bool:
+  """Whether `settle` found `attention` right at this shape; of values as wide as keys alone."""
+  return value_BSKW.shape == key_BSKH.shape and _RIGHT.get(_shape(query_BTNH, key_BSKH), False)
 
 
 def settle(shape: Shape) -> str:

@@ -27,12 +27,13 @@ def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> ja
   out: type of the result, that of `x` unless given; float32 keeps what bfloat16 would round away.
 
   On a lone CPU a linear map of rows is computed as `linear` does, unless it is tiny; else as
-  `reference`.
+  `reference`, but that gradients of a wider result are computed in the operands' type.
   """
   x, w = jnp.asarray(x), jnp.asarray(w)  # of NumPy's, jax's own maps take none
   out_type = jnp.dtype(out or x.dtype)
   if w.size < _LEAST or not lone_cpu() or (form := _form(spec)) is None:
-    return reference(spec, x, w, out)
+    same = out_type == x.dtype
+    return reference(spec, x, w) if same else _widened(spec, x, cast(w, x.dtype), out_type)
   sizes = dict(zip(spec.partition(',')[0], x.shape, strict=True))
   into = spec.partition(',')[2].partition('->')[0]
   sizes |= zip(into, w.shape, strict=True)
@@ -50,6 +51,21 @@ def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> ja
 def reference(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> jax.Array:
   """The same by XLA's own einsum, forward and backward."""
   return jnp.einsum(spec, x, cast(w, x.dtype), preferred_element_type=out or x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _widened(spec: str, a: jax.Array, b: jax.Array, out_type: jnp.dtype) -> jax.Array:
+  return jnp.einsum(spec, a, b, preferred_element_type=out_type)
+
+
+def _widened_backward(spec: str, out_type: jnp.dtype, kept: tuple, g: jax.Array) -> tuple:
+  """Autodiff of the einsum as it is would multiply mixed types, in float32 at its slow rate."""
+  return jax.vjp(functools.partial(jnp.einsum, spec), *kept)[1](cast(g, kept[0].dtype))
+
+
+_widened.defvjp(
+  lambda spec, a, b, out_type: (_widened(spec, a, b, out_type), (a, b)), _widened_backward
+)
 
 
 def by_weight(spec: str, x: jax.Array, w: jax.Array, out: str = 'float32') -> jax.Array:
