@@ -222,3 +222,20 @@ def test_a_new_folder_has_none(tmp_path: Path, fresh: TrainState) -> None:
   checkpoints = Checkpoints(tmp_path / 'checkpoints')
   assert checkpoints.restore(fresh) is None
   checkpoints.close()
+
+
+def test_what_may_pass_sets_no_checkpoint_aside(
+  tmp_path: Path, fresh: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  def read(*args: object) -> None:
+    raise MemoryError
+
+  _save(tmp_path, fresh, {1: None})
+  checkpoints = Checkpoints(tmp_path)
+  monkeypatch.setattr(Checkpoints, '_read', read)
+  with pytest.raises(MemoryError):
+    checkpoints.restore(fresh)
+  monkeypatch.undo()
+  assert checkpoints.restore(fresh) is not None
+  checkpoints.close()
+  assert not list(tmp_path.glob('*.damaged'))

@@ -84,6 +84,16 @@ def test_a_run_with_activation_schedule_and_source_of_ones_own(lab, tmp_path):
   assert (told.returncode, told.stdout[:4]) == (0, 'note'), told.stderr
 
 
+def test_a_copy_of_a_file_that_has_run_declares_nothing_twice(lab, tmp_path):
+  code = 'import sys; from transformer import plugin; print(plugin.load(",".join(sys.argv[1:])))'
+  copy = tmp_path / 'copy.py'
+  copy.write_text(LAB)
+  assert python(code, lab, copy) == f'{lab},{copy}'
+  copy.write_text(LAB + '\n')  # negative control: of another file
+  with pytest.raises(AssertionError, match='is declared twice'):
+    python(code, lab, copy)
+
+
 def test_an_edited_file_makes_only_the_cells_that_use_it_stale(lab, tmp_path):
   code = """
 import sys

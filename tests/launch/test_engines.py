@@ -54,6 +54,36 @@ def test_each_cell_is_submitted_once_until_the_cluster_lets_go_of_it(
   }
 
 
+def test_what_cannot_be_cancelled_leaves_the_others_cancelled(
+  workdir: Path, cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+  a, b = make_cells('a', 'b')
+  for cell in (a, b):
+    engines.submit('slurm', [cell], workdir)
+
+  def cancel(record: dict) -> None:
+    if record['names'] == [a.folder_name]:
+      raise UserError('no answer')
+    cluster.CANCELLED.append(record)
+
+  monkeypatch.setattr(cluster, 'cancel', cancel)
+  with pytest.raises(UserError, match='no answer'):
+    engines.cancel(workdir)
+  assert [record['names'] for record in cluster.CANCELLED] == [[b.folder_name]]
+  assert capsys.readouterr().out == '1 cells submitted to slurm are cancelled\n'
+
+
+def test_what_was_cancelled_may_be_submitted_while_it_still_saves_itself(
+  workdir: Path, cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  cells = make_cells('a')
+  monkeypatch.setattr(cluster, 'cancel', lambda record: None)  # the cluster calls it running still
+  assert engines.submit('slurm', cells, workdir) == 1
+  assert engines.submit('slurm', cells, workdir) == 0
+  engines.cancel(workdir)
+  assert engines.submit('slurm', cells, workdir) == 1
+
+
 def test_two_who_submit_at_once_submit_each_cell_once(workdir: Path, cluster) -> None:
   cells = make_cells('a', 'b')
   counts: list[int] = []
