@@ -177,7 +177,7 @@ def _claims(queue: list[str], args: argparse.Namespace, leases: Leases) -> list[
   """
   cells = args.workdir / 'cells'
   found = [_claim(cells / queue.pop(0), args, leases)]
-  if found[0] and args.together > 1:
+  if found[0] and args.together > 1 and args.distributed == 'off':
     shape = _shape(found[0].folder)
     alike = [name for name in queue if _shape(cells / name) == shape][: args.together - 1]
     for name in alike:

@@ -60,7 +60,11 @@ def _widened(spec: str, a: jax.Array, b: jax.Array, out_type: jnp.dtype) -> jax.
 
 def _widened_backward(spec: str, out_type: jnp.dtype, kept: tuple, g: jax.Array) -> tuple:
   """Autodiff of the einsum as it is would multiply mixed types, in float32 at its slow rate."""
-  return jax.vjp(functools.partial(jnp.einsum, spec), *kept)[1](cast(g, kept[0].dtype))
+  a, b = kept
+  g = cast(g, a.dtype)
+  (da,) = jax.linear_transpose(lambda a: jnp.einsum(spec, a, b), a)(g)
+  (db,) = jax.linear_transpose(lambda b: jnp.einsum(spec, a, b), b)(g)
+  return da, db
 
 
 _widened.defvjp(
