@@ -109,6 +109,6 @@ def cancel(workdir: Path) -> list[str]:
       told.append(f'{len(entry["cells"])} cells submitted to {entry["engine"]} are cancelled')
     records.mark_cancelled(workdir, entry)
   if refused:
-    print(*told, sep='\n')
+    print(''.join(f'{line}\n' for line in told), end='')
     raise refused
   return told

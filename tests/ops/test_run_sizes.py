@@ -56,6 +56,15 @@ def test_products(spec, x, w, dtype):
   agree(lambda x, w: product(spec, x, w), lambda x, w: plain_product(spec, x, w), given, dtype)
 
 
+def test_scores_into_a_wider_type():
+  given = tuple(draw(2, 256, 4, 64, dtype='bfloat16') for _ in 'qk')
+
+  def scores(multiply, q: jax.Array, k: jax.Array) -> jax.Array:
+    return multiply('btnh,bsnh->bnts', q, k, 'float32')
+
+  agree(lambda *x: scores(product, *x), lambda *x: scores(plain_product, *x), given, 'bfloat16')
+
+
 @pytest.mark.parametrize('dtype', ROUGH)
 def test_attention(dtype):
   segments = jnp.asarray(np.cumsum(RNG.random((2, 256)) < 0.02, axis=1))
