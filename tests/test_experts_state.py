@@ -78,7 +78,9 @@ def moved(name: str, owner: str, shape: tuple[int, ...]) -> dict[str, np.ndarray
   current = optimizer.init(config, weights, hypers)
   for gradient in grads:
     rate = jnp.float32(0.1)
-    weights, current, _ = optimizer.update(config, gradient, current, weights, hypers, rate)
+    scale = optimizer.clip(optimizer.global_norm(gradient), hypers)
+    own = (current, weights, hypers, rate)
+    weights, current = optimizer.update(config, gradient, scale, *own)
   return {path.split('/')[-1]: leaf.ravel() for path, leaf in battery.flat(weights).items()}
 
 

@@ -66,11 +66,13 @@ def run(config: Config, hypers: dict) -> tuple[dict, list[float]]:
   params, norms = jax.tree.map(jnp.asarray, PARAMS), []
   opt_state = optimizer.init(config, params, hypers)
   update = jax.jit(lambda *a: optimizer.update(config, *a))
+  norm_of = jax.jit(optimizer.global_norm)
   for i, grads in enumerate(GRADS):
     rate = optimizer.learning_rate(config, jnp.int32(i), hypers)
-    params, opt_state, norm = update(grads, opt_state, params, hypers, rate)
-    norms.append(float(norm))
-  return battery.flat(params), norms
+    norms.append(norm_of(grads))
+    scale = optimizer.clip(norms[-1], hypers)
+    params, opt_state = update(grads, scale, opt_state, params, hypers, rate)
+  return battery.flat(params), [float(norm) for norm in norms]
 
 
 def oracle(decay_everything=False, clip_norm=1.0, decay=0.3, b2=0.9) -> dict[str, np.ndarray]:
@@ -118,7 +120,8 @@ def test_the_first_step_by_hand():
   )
   hypers = hyper_arrays(config)
   opt_state = optimizer.init(config, PARAMS, hypers)
-  new, _, _ = optimizer.update(config, GRADS[0], opt_state, PARAMS, hypers, jnp.float32(0.5))
+  scale = optimizer.clip(optimizer.global_norm(GRADS[0]), hypers)
+  new, _ = optimizer.update(config, GRADS[0], scale, opt_state, PARAMS, hypers, jnp.float32(0.5))
   table, grad = PARAMS['embed']['table'], GRADS[0]['embed']['table']
   expected = table - 0.5 * (np.sign(grad) + 0.3 * table)
   np.testing.assert_allclose(new['embed']['table'], expected, atol=1e-6)
@@ -139,7 +142,9 @@ def test_a_gradient_of_zero():
   hypers = hyper_arrays(config)
   zero = jax.tree.map(np.zeros_like, PARAMS)
   opt_state = optimizer.init(config, PARAMS, hypers)
-  new, _, norm = optimizer.update(config, zero, opt_state, PARAMS, hypers, jnp.float32(0.5))
+  norm = optimizer.global_norm(zero)
+  scale = optimizer.clip(norm, hypers)
+  new, _ = optimizer.update(config, zero, scale, opt_state, PARAMS, hypers, jnp.float32(0.5))
   assert norm == 0
   assert np.array_equal(new['final_norm']['scale'], PARAMS['final_norm']['scale'])
   np.testing.assert_allclose(new['embed']['table'], PARAMS['embed']['table'] * 0.85, rtol=1e-6)

@@ -107,7 +107,8 @@ def test_factors_multiply_steps_and_not_decay():
   weights = params.initialize(config, jax.random.key(0))
   grads = battery.jiggle(jax.tree.map(np.zeros_like, weights))
   state = optimizer.init(config, weights, numbers)
-  got, _, _ = optimizer.update(config, grads, state, weights, numbers, np.float32(0.1))
+  scale = optimizer.clip(optimizer.global_norm(grads), numbers)
+  got, _ = optimizer.update(config, grads, scale, state, weights, numbers, np.float32(0.1))
   got, before, grads = battery.flat(got), battery.flat(weights), battery.flat(grads)
   for path, value in before.items():
     decay = 0.2 * value if path in FACTORS or path == 'positions/table' else 0.0

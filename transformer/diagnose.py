@@ -196,8 +196,10 @@ def examine(config: Config, state: TrainState, batch: step.Batch) -> dict[str, d
   """
   grads, sums = step.gradient(config, state, batch, lambda x: x)
   rate = optimizer.learning_rate(config, state.step, state.hyper)
-  params, _, norm = optimizer.update(
-    config, grads, state.opt_state, state.params, state.hyper, rate
+  norm = optimizer.global_norm(grads)
+  scale = optimizer.clip(norm, state.hyper)
+  params, _ = optimizer.update(
+    config, grads, scale, state.opt_state, state.params, state.hyper, rate
   )
   single = {'loss': sums['nats'] / jnp.maximum(sums['targets'], 1.0), 'gradient norm': norm}
   update = jax.tree.map(jnp.subtract, params, state.params)

@@ -35,20 +35,29 @@ def init(config: Config, params: dict, hyper: Hyper) -> optax.OptState:
   return _transform(config, hyper).init(params)
 
 
+def global_norm(grads: dict) -> jax.Array:
+  """The root of the sum of all squares."""
+  return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+
+
+def clip(norm: jax.Array, hyper: Hyper) -> jax.Array:
+  """The factor for a gradient of this global norm that clips it."""
+  return jnp.minimum(1.0, hyper['optim.clip_norm'] / jnp.maximum(norm, 1e-30))
+
+
 def update(
   config: Config,
   grads: dict,
+  scale: jax.Array,
   opt_state: optax.OptState,
   params: dict,
   hyper: Hyper,
   rate: jax.Array,
-) -> tuple[dict, optax.OptState, jax.Array]:
-  """Clips, transforms and applies a gradient.
+) -> tuple[dict, optax.OptState]:
+  """Transforms and applies the gradient that is `grads` times `scale`.
 
-  Returns (params, opt_state, the global norm of the gradient before clipping).
+  Returns (params, opt_state).
   """
-  norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-  scale = jnp.minimum(1.0, hyper['optim.clip_norm'] / jnp.maximum(norm, 1e-30))
   grads = jax.tree.map(lambda g: g * scale, grads)
   decays = decay_mask(params)
   if 'optim.name.l2' in hyper:
@@ -60,12 +69,17 @@ def update(
     return p - rate * (step * parametrization.rate_factor(config, path_of(path)) + pull)
 
   pull = _scaled(params, decays, hyper['optim.weight_decay'])
-  return jax.tree_util.tree_map_with_path(move, params, steps, pull), opt_state, norm
+  return jax.tree_util.tree_map_with_path(move, params, steps, pull), opt_state
 
 
 def _scaled(params: dict, mask: dict, factor: jax.Array) -> dict:
   """factor · params where the mask holds, else 0."""
   return jax.tree.map(lambda p, on: factor * p if on else 0.0, params, mask)
+
+
+def costly(config: Config) -> bool:
+  """Whether an update multiplies matrices; else it is bound by the memory that it reads."""
+  return spec.parse('optim.name', config.optim.name).variant == 'muon'
 
 
 def average(config: Config, ema: dict, params: dict, step: jax.Array) -> dict:

@@ -69,26 +69,38 @@ def train_step(
   Gradients are summed over micro-batches and devices and divided once by the global number of
   targets. A step whose loss, gradient or result is not finite changes nothing but the counters.
   """
-  grads, sums = gradient(config, state, batch, reduce)
+  grads, sums = reduce(_accumulate(config, state, batch, noise_key(state)))
   loss_sum, targets = sums['nats'], sums['targets']
   rate = optimizer.learning_rate(config, state.step, state.hyper)
-  params, opt_state, norm = optimizer.update(
-    config, grads, state.opt_state, state.params, state.hyper, rate
-  )
-  finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(params)]  # 0/0 in Adam at eps=0
+  share = 1.0 / jnp.maximum(targets, 1.0)
+  norm = share * optimizer.global_norm(grads)
+  scale = share * optimizer.clip(norm, state.hyper)
+
+  def updated() -> tuple:
+    own = (state.opt_state, state.params, state.hyper, rate)
+    return optimizer.update(config, grads, scale, *own)
+
+  first = updated()
+  finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(first[0])]  # 0/0 in Adam at eps=0
   good = jnp.isfinite(loss_sum) & jnp.isfinite(norm) & jnp.all(jnp.stack(finite))
 
+  def new() -> dict:
+    # Computed again in place of the old: to keep the first would hold the state twice.
+    params, opt_state = first if optimizer.costly(config) else updated()
+    return {
+      'params': params,
+      'opt_state': opt_state,
+      'model_state': health.rebalanced(config, state.model_state, sums['routed'], state.hyper),
+      'ema': optimizer.average(config, state.ema, params, state.step),
+    }
+
+  def old() -> dict:
+    return {n: getattr(state, n) for n in ('params', 'opt_state', 'model_state', 'ema')}
+
   bad = 1 - good.astype(jnp.int32)
-  new = {
-    'params': params,
-    'opt_state': opt_state,
-    'model_state': health.rebalanced(config, state.model_state, sums['routed'], state.hyper),
-    'ema': optimizer.average(config, state.ema, params, state.step),
-  }
-  old = {name: getattr(state, name) for name in new}
   state = state.replace(
     step=state.step + 1,
-    **jax.lax.cond(good, lambda: new, lambda: old),  # whole: a choice by entry would read both
+    **jax.lax.cond(good, new, old),
     bad_steps=(state.bad_steps + 1) * bad,
     skipped=state.skipped + bad,
   )

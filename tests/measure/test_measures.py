@@ -109,6 +109,13 @@ def test_the_compiled_step_holds_its_state_and_more() -> None:
   assert told['step_peak_mb'] > told['estimate_mb'] / 2
 
 
+def test_the_compiled_step_writes_its_state_in_place() -> None:
+  """Of a model that is all weights: beside the state a gradient, and no second state."""
+  config = battery.tiny(**{'model.d_model': 256, 'parallel.mesh': 'data:1', 'data.batch_size': 2})
+  told = footprint.step(config)['step_memory_mb']
+  assert told['temporaries'] < 2 * memory.state(config)['gradient'] / 2**20
+
+
 @dataclasses.dataclass
 class Event:
   """As jax.profiler's."""

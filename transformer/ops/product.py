@@ -39,12 +39,11 @@ def product(spec: str, x: jax.Array, w: jax.Array, out: str | None = None) -> ja
   sizes |= zip(into, w.shape, strict=True)
   K = prod(sizes[c] for c in form.contracted)
   each = x.shape[: form.each]
-  x, w = x.reshape(*each, -1, K), w.reshape(*each, *((-1, K) if form.weight_last else (K, -1)))
 
   def multiply(x_MK: jax.Array, w: jax.Array) -> jax.Array:
     return linear(x_MK, w, out_type, form.weight_last)
 
-  y = (jax.vmap(multiply) if each else multiply)(x, w)
+  y = (jax.vmap(multiply) if each else multiply)(x.reshape(*each, -1, K), w)
   return y.reshape(*(sizes[c] for c in form.out))
 
 
@@ -112,29 +111,34 @@ def _form(spec: str) -> Form | None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def linear(x_MK: jax.Array, w: jax.Array, out_type: jnp.dtype, weight_last: bool) -> jax.Array:
-  """x w, (M, N), of a weight (K, N), or (N, K) where its last dimension is summed over.
+  """x w, (M, N), of a weight (K, N), or (N, K) where its last dimensions are summed over.
+
+  Each of K and N may be several dimensions of the weight. For backward the weight is kept as it is:
+  of a loop over layers, one of another type or shape would be a copy of all of them.
 
   Operands in the type of x, sums in float32, also those of both gradients: XLA on CPU multiplies
   bfloat16 into float32 twice as fast as into bfloat16, and autodiff would multiply mixed types.
   """
-  return cast(_dot(x_MK, cast(w, x_MK.dtype), 1, int(weight_last)), out_type)
+  matrix = _matrix(w, x_MK, weight_last)
+  return cast(_dot(x_MK, matrix, 1, int(weight_last)), out_type)
 
 
-def _linear_forward(x_MK: jax.Array, w: jax.Array, out_type: jnp.dtype, weight_last: bool) -> tuple:
-  like = jnp.zeros((), w.dtype)
-  w = cast(w, x_MK.dtype)
-  return cast(_dot(x_MK, w, 1, int(weight_last)), out_type), (x_MK, w, like)
+def _matrix(w: jax.Array, x_MK: jax.Array, weight_last: bool) -> jax.Array:
+  """(K, N), or (N, K), in the type of x."""
+  K = x_MK.shape[1]
+  return cast(w.reshape((-1, K) if weight_last else (K, -1)), x_MK.dtype)
 
 
 def _linear_backward(out_type: jnp.dtype, weight_last: bool, kept: tuple, g_MN: jax.Array) -> tuple:
-  x_MK, w, like = kept
+  x_MK, w = kept
   g_MN = cast(g_MN, x_MK.dtype)
-  dx_MK = cast(_dot(g_MN, w, 1, 1 - int(weight_last)), x_MK.dtype)
+  matrix = _matrix(w, x_MK, weight_last)
+  dx_MK = cast(_dot(g_MN, matrix, 1, 1 - int(weight_last)), x_MK.dtype)
   dw = across(g_MN, x_MK) if weight_last else across(x_MK, g_MN)
-  return dx_MK, cast(dw, like.dtype)
+  return dx_MK, cast(dw.reshape(w.shape), w.dtype)
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+linear.defvjp(lambda x, w, *to: (linear(x, w, *to), (x, w)), _linear_backward)
 
 
 def across(a_MK: jax.Array, b_MN: jax.Array) -> jax.Array:
