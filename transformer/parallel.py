@@ -301,13 +301,12 @@ class PmapParallel:
     def share(state: Tree, batch: Tree) -> Tree:
       return step(state, batch, lambda x: jax.lax.psum(x, 'devices'))
 
-    compiled = jax.pmap(share, 'devices', donate_argnums=(0,) if donate else ())
+    # Sums are equal on all devices and have no dimension of them; the state keeps a replica each.
+    kept = dict(donate_argnums=0, out_axes=(0, None)) if donate else dict(out_axes=None)
+    compiled = jax.pmap(share, 'devices', **kept)
 
     def call(state: Tree, batch: Tree) -> Tree:
-      out = _settle(compiled(state, batch), self.devices)
-      if donate:  # metrics are equal on all devices; the state stays replicated
-        return out[0], self.fetch(out[1])
-      return self.fetch(out)
+      return _settle(compiled(state, batch), self.devices)
 
     call.lower = compiled.lower
     return call
